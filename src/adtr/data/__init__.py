@@ -1,0 +1,1 @@
+"""Images, masks and folder layouts: knows files, never models."""

@@ -1,0 +1,1 @@
+"""A complete run on real photographic textures with planted defects."""

@@ -1,0 +1,1 @@
+"""The network of Figure 2: embedding, reconstruction, comparison. Knows tensors, never files."""

@@ -1,0 +1,1 @@
+"""Fitting the reconstruction to good images."""
