@@ -1,0 +1,329 @@
+"""Configuration: frozen dataclasses, one for each box of Figure 2 and each stage of fitting, and the named presets.
+
+Presets are data: `presets/*.toml`. The fields' names are unique over all sections, so that one flat name serves as
+keyword (`AnomalyDetector(epochs=50)`), as flag (`--epochs 50`) and as key of a configuration file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from adtr.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Size = tuple[int, int]
+"""Height and width."""
+
+
+def _setting(help_text: str, *, low: float | None = None, high: float | None = None) -> Any:  # noqa: ANN401
+    """A field without default (presets give every value) with its description and closed range."""
+    return field(metadata={"help": help_text, "low": low, "high": high})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingConfig:
+    """Figure 2a: how an image becomes a grid of feature tokens."""
+
+    backbone: str = _setting("timm name of the frozen feature extractor")
+    image_size: Size = _setting("images are resized to this: N, or HEIGHTxWIDTH, pixels", low=8, high=8192)
+    grid_size: Size = _setting("feature tokens: N, or HEIGHTxWIDTH", low=1, high=512)
+    levels: str = _setting("levels of the backbone to concatenate: all, last, or numbers from 1 such as 2,3")
+    standardize: bool = _setting("bring each feature channel to mean 0, deviation 1 over the training images")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionConfig:
+    """Figure 2b: the transformer that reconstructs the tokens."""
+
+    width: int = _setting("dimension of a token inside the transformer", low=1, high=8192)
+    heads: int = _setting("attention heads", low=1, high=256)
+    encoder_layers: int = _setting("encoder layers", low=1, high=64)
+    decoder_layers: int = _setting("decoder layers", low=1, high=64)
+    feedforward: int = _setting("hidden dimension of the feed-forward networks", low=1, high=65536)
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ConfigError(f"width {self.width} is not a multiple of heads {self.heads}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonConfig:
+    """Figure 2c: from feature differences to scores."""
+
+    pool_size: float = _setting("side of the pooling window of the image score, as a share of the image", low=0, high=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """The training loop."""
+
+    epochs: int = _setting("passes over the training images", low=1)
+    batch_size: int = _setting("images in a training step", low=1)
+    optimizer: Literal["adamw", "muon"] = _setting("muon: Muon for the hidden matrices, AdamW for the rest")
+    learning_rate: float = _setting("peak learning rate", low=0, high=10)
+    weight_decay: float = _setting("decoupled weight decay", low=0, high=10)
+    schedule: Literal["step", "one-cycle"] = _setting("step: x0.1 at drop_epoch; one-cycle: up, then down to 0")
+    drop_epoch: int = _setting("epoch after which the step schedule multiplies the learning rate by 0.1", low=1)
+    precision: Literal["auto", "fp32", "bf16"] = _setting("arithmetic of training; auto: bf16 where it is in hardware")
+    seed: int = _setting("seed of everything random", low=0, high=2**31 - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationConfig:
+    """The decision thresholds, from good images held out of training."""
+
+    holdout: float = _setting("share of the good images held out of training for the thresholds", low=0, high=0.9)
+    holdout_min: int = _setting("hold out at least this many images", low=1)
+    false_alarm_rate: float = _setting("share of good images that may be called anomalous", low=0, high=0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The whole configuration of a detector."""
+
+    preset: str
+    embedding: EmbeddingConfig
+    reconstruction: ReconstructionConfig
+    comparison: ComparisonConfig
+    training: TrainingConfig
+    calibration: CalibrationConfig
+
+    def override(self, **values: Any) -> Config:  # noqa: ANN401 - values are checked against the fields' types
+        """The same configuration with some fields, of any section, replaced.
+
+        Raises:
+            ConfigError: unknown field (the nearest name is suggested), wrong type, or value out of range.
+        """
+        by_section: dict[str, dict[str, Any]] = {}
+        for name, value in values.items():
+            setting = find_setting(name)
+            by_section.setdefault(setting.section, {})[name] = setting.parse(value)
+        sections = {s: replace(getattr(self, s), **changed) for s, changed in by_section.items()}
+        return replace(self, **sections)
+
+    def flat(self) -> dict[str, Any]:
+        """Every field of every section under its flat name."""
+        return {name: getattr(getattr(self, s.section), name) for name, s in settings().items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Config:
+        """The inverse of `to_dict`; also reads what TOML and JSON made of it.
+
+        Raises:
+            ConfigError: a field is missing or unknown, or a value is wrong.
+        """
+        preset, flat = flatten(values)
+        missing = sorted(set(settings()) - set(flat))
+        if missing:
+            raise ConfigError(f"the configuration lacks {', '.join(missing)}")
+        sections: dict[str, dict[str, Any]] = {name: {} for name in _SECTIONS}
+        for name, value in flat.items():
+            setting = find_setting(name)
+            sections[setting.section][name] = setting.parse(value)
+        return cls(preset=preset or "custom", **{name: _SECTIONS[name](**sections[name]) for name in _SECTIONS})
+
+
+_SECTIONS: dict[str, Any] = {
+    "embedding": EmbeddingConfig,
+    "reconstruction": ReconstructionConfig,
+    "comparison": ComparisonConfig,
+    "training": TrainingConfig,
+    "calibration": CalibrationConfig,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One field of the configuration: where it lives, what it takes."""
+
+    name: str
+    section: str
+    type: Any
+    help: str
+    low: float | None
+    high: float | None
+
+    def parse(self, value: Any) -> Any:  # noqa: ANN401
+        """The value in the field's type, from Python, TOML, YAML or a flag's text.
+
+        Raises:
+            ConfigError: wrong type or out of range.
+        """
+        try:
+            parsed = self._convert(value)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{self.name} takes {self._expected()}, not {value!r}") from error
+        numbers = parsed if isinstance(parsed, tuple) else (parsed,)
+        for number in numbers:
+            if isinstance(number, str):
+                continue
+            if (self.low is not None and number < self.low) or (self.high is not None and number > self.high):
+                bounds = f"at least {self.low:g}" if self.high is None else f"from {self.low:g} to {self.high:g}"
+                raise ConfigError(f"{self.name} must be {bounds}, not {value}")
+        return parsed
+
+    def _convert(self, value: Any) -> Any:  # noqa: ANN401
+        if self.type is bool:
+            words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+            if isinstance(value, str) and value.lower() in words:
+                return words[value.lower()]
+            if isinstance(value, bool):
+                return value
+            raise TypeError
+        if isinstance(value, bool):
+            raise TypeError
+        if get_origin(self.type) is Literal:
+            if value in get_args(self.type):
+                return value
+            raise ConfigError(unknown(self.name, str(value), get_args(self.type)))
+        if self.type == Size:
+            return _parse_size(value)
+        if self.type is str:
+            return str(value) if isinstance(value, str | int) else _raise_type_error()
+        number = float(value)
+        if self.type is int and number != int(number):
+            raise ValueError
+        if number != number:
+            raise ValueError
+        return self.type(value) if isinstance(value, str) and self.type is int else self.type(number)
+
+    def _expected(self) -> str:
+        if self.type == Size:
+            return "a number of pixels or tokens, or HEIGHTxWIDTH"
+        return {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}[self.type]
+
+
+def _raise_type_error() -> str:
+    raise TypeError
+
+
+def _parse_size(value: Any) -> Size:  # noqa: ANN401
+    parts = value.lower().split("x") if isinstance(value, str) else value
+    if isinstance(parts, int):
+        parts = [parts]
+    numbers = [int(part) for part in parts]
+    if len(numbers) not in (1, 2) or any(int(n) != float(p) for n, p in zip(numbers, parts, strict=True)):
+        raise ValueError
+    return numbers[0], numbers[-1]
+
+
+@cache
+def settings() -> dict[str, Setting]:
+    """Every field of every section by its flat name."""
+    table: dict[str, Setting] = {}
+    for section, cls in _SECTIONS.items():
+        hints = get_type_hints(cls)
+        for f in fields(cls):
+            assert f.name not in table, f"field {f.name} appears in two sections"
+            table[f.name] = Setting(name=f.name, section=section, type=hints[f.name], **f.metadata)
+    return table
+
+
+def find_setting(name: str) -> Setting:
+    """The setting of that flat name; dashes serve as underscores.
+
+    Raises:
+        ConfigError: no such field; the nearest name is suggested.
+    """
+    key = name.replace("-", "_")
+    if key not in settings():
+        raise ConfigError(unknown("configuration field", name, settings()))
+    return settings()[key]
+
+
+def unknown(kind: str, name: str, known: Any) -> str:  # noqa: ANN401
+    """One line that names what is unknown, the nearest known name, and the others."""
+    names = sorted(str(k) for k in known)
+    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    return f"unknown {kind} {name!r}{hint} (known: {', '.join(names)})"
+
+
+def flatten(values: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """Preset name and flat fields of a nested or flat mapping.
+
+    Raises:
+        ConfigError: an unknown section or field.
+    """
+    flat: dict[str, Any] = {}
+    preset = None
+    for key, value in values.items():
+        if key == "preset":
+            preset = str(value)
+        elif key == "description":
+            continue
+        elif key in _SECTIONS and isinstance(value, dict):
+            for name, inner in value.items():
+                if find_setting(name).section != key:
+                    raise ConfigError(f"{name} belongs to [{find_setting(name).section}], not [{key}]")
+                flat[name.replace("-", "_")] = inner
+        else:
+            find_setting(key)
+            flat[key.replace("-", "_")] = value
+    return preset, flat
+
+
+def list_presets() -> dict[str, str]:
+    """Names of the presets with their descriptions."""
+    folder = resources.files("adtr") / "presets"
+    names = sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+    return {name: str(_read_preset(name)["description"]) for name in names}
+
+
+def _read_preset(name: str) -> dict[str, Any]:
+    return tomllib.loads((resources.files("adtr") / "presets" / f"{name}.toml").read_text("utf-8"))
+
+
+def load_preset(name: str) -> Config:
+    """The configuration of a named preset.
+
+    Raises:
+        ConfigError: no such preset; the nearest name is suggested.
+    """
+    known = list_presets()
+    if name not in known:
+        raise ConfigError(unknown("preset", name, known))
+    return Config.from_dict({**_read_preset(name), "preset": name})
+
+
+def read_config_file(path: str | Path) -> tuple[str | None, dict[str, Any]]:
+    """Preset name (or None) and flat fields from a YAML or TOML file, with sections or without.
+
+    Raises:
+        ConfigError: unreadable, of another kind, or with unknown fields.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the configuration file {path}: {error}") from error
+    try:
+        if path.suffix == ".toml":
+            values = tomllib.loads(text)
+        elif path.suffix in (".yaml", ".yml"):
+            import yaml
+
+            values = yaml.safe_load(text) or {}
+        else:
+            raise ConfigError(f"the configuration file {path} must end in .toml, .yaml or .yml")
+    except ConfigError:
+        raise
+    except Exception as error:  # noqa: BLE001 - each parser has its own family of errors
+        raise ConfigError(f"cannot parse {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold names and values, not a {type(values).__name__}")
+    return flatten(values)
