@@ -163,9 +163,13 @@ class Setting:
         Raises:
             ConfigError: wrong type or out of range.
         """
+        if get_origin(self.type) is Literal:
+            if value in get_args(self.type):
+                return value
+            raise ConfigError(unknown(self.name, str(value), get_args(self.type)))
         try:
             parsed = self._convert(value)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ConfigError(f"{self.name} takes {self._expected()}, not {value!r}") from error
         numbers = parsed if isinstance(parsed, tuple) else (parsed,)
         for number in numbers:
@@ -186,20 +190,14 @@ class Setting:
             raise TypeError
         if isinstance(value, bool):
             raise TypeError
-        if get_origin(self.type) is Literal:
-            if value in get_args(self.type):
-                return value
-            raise ConfigError(unknown(self.name, str(value), get_args(self.type)))
         if self.type == Size:
             return _parse_size(value)
         if self.type is str:
             return str(value) if isinstance(value, str | int) else _raise_type_error()
         number = float(value)
-        if self.type is int and number != int(number):
+        if self.type(number) != number:  # not whole, or not a number
             raise ValueError
-        if number != number:
-            raise ValueError
-        return self.type(value) if isinstance(value, str) and self.type is int else self.type(number)
+        return self.type(number)
 
     def _expected(self) -> str:
         if self.type == Size:

@@ -1,0 +1,92 @@
+"""Writing files so that nobody ever sees half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from adtr.errors import AdtrError
+
+
+def replace_file(path: Path, data: bytes | str) -> None:
+    """Write beside, then rename: `path` holds the old content or the new, never a part.
+
+    Raises:
+        AdtrError: the place cannot be written, or the disk is full.
+    """
+    payload = data.encode("utf-8") if isinstance(data, str) else data
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(payload)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).chmod(0o666 & ~_umask())
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def replace_folder(path: Path) -> Iterator[Path]:
+    """A new folder to fill; it takes the place of `path` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        AdtrError: the place cannot be written, or the disk is full.
+    """
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            yield draft
+            draft.chmod(0o777 & ~_umask())
+            if path.exists():
+                old = draft.with_name(f"{draft.name}.old")
+                path.rename(old)
+                try:
+                    draft.rename(path)
+                except BaseException:
+                    old.rename(path)
+                    raise
+                shutil.rmtree(old)
+            else:
+                draft.rename(path)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+
+
+def check_writable(folder: Path) -> None:
+    """Fail before the work, not after it, where a folder cannot be made or written.
+
+    Raises:
+        AdtrError: it cannot.
+    """
+    with _explained(folder):
+        if folder.exists() and not folder.is_dir():
+            raise AdtrError(f"{folder} is a file, not a folder; choose another output")
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise AdtrError(f"cannot write {path}: {reason}; choose another output or make room") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,46 @@
+"""Comparison (Figure 2c): the difference between features and their reconstruction becomes scores."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from adtr.config import Size
+
+
+def feature_difference(features: Tensor, reconstructed: Tensor) -> Tensor:
+    """d(i, u) of Eq. 2: f - f-hat, (B, N, C)."""
+    return features - reconstructed
+
+
+def score_map(difference: Tensor, grid: Size) -> Tensor:
+    """s(u) of Eq. 3: the L2 norm over channels of the difference.
+
+    Args:
+        difference: d, (B, N, C).
+        grid: height and width of the token grid, N = height * width.
+
+    Returns:
+        (B, height, width), at least 0.
+    """
+    return torch.linalg.vector_norm(difference, dim=-1).unflatten(-1, grid)
+
+
+def image_score(maps: Tensor, image_size: Size, pool_size: float) -> Tensor:
+    """The maximum of the averagely pooled score map (Section 3.1), pooled with stride 1 at image resolution.
+
+    Args:
+        maps: s on the token grid, (B, h, w).
+        image_size: height and width to which the map is brought (bilinear) before pooling, pixels.
+        pool_size: side of the pooling window as a share of the image's side; at least one pixel.
+
+    Returns:
+        (B,).
+    """
+    window = [max(1, round(pool_size * side)) for side in image_size]
+    pixels = functional.interpolate(maps.unsqueeze(1), size=image_size, mode="bilinear", align_corners=False)
+    # A box is separable: two passes cost 2 k in place of k^2.
+    pooled = functional.avg_pool2d(pixels, (window[0], 1), stride=1)
+    pooled = functional.avg_pool2d(pooled, (1, window[1]), stride=1)
+    return pooled.amax(dim=(1, 2, 3))

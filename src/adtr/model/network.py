@@ -1,0 +1,59 @@
+"""ADTR as a whole: Embedding -> Reconstruction -> Comparison (Figure 2)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from adtr.config import Config
+from adtr.model.comparison import feature_difference, image_score, score_map
+from adtr.model.embedding import Embedding
+from adtr.model.reconstruction import Reconstruction
+
+
+class Comparison(NamedTuple):
+    """What the network says of a batch."""
+
+    scores: Tensor
+    """Image scores, (B,)."""
+    maps: Tensor
+    """Score maps s(u) on the token grid, (B, H, W)."""
+
+
+class ADTR(nn.Module):
+    """The network of Section 3.
+
+    `feature_mean` and `feature_std` bring each feature channel to one scale; they are 0 and 1 unless standardised,
+    so that the paper's presets compare the backbone's own features.
+    """
+
+    feature_mean: Tensor
+    feature_std: Tensor
+
+    def __init__(self, config: Config, backbone_weights: str | Path | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = Embedding(config.embedding, backbone_weights)
+        channels = self.embedding.channels
+        height, width = config.embedding.grid_size
+        self.reconstruction = Reconstruction(channels, height * width, config.reconstruction)
+        self.register_buffer("feature_mean", torch.zeros(channels))
+        self.register_buffer("feature_std", torch.ones(channels))
+
+    def standardize(self, features: Tensor) -> Tensor:
+        """Features in the units in which they are reconstructed and compared, (B, N, C)."""
+        return (features - self.feature_mean) / self.feature_std
+
+    def compare(self, features: Tensor) -> Comparison:
+        """Score standardised features (B, N, C)."""
+        embedding, comparison = self.config.embedding, self.config.comparison
+        difference = feature_difference(features, self.reconstruction(features).float())
+        maps = score_map(difference, embedding.grid_size)
+        return Comparison(image_score(maps, embedding.image_size, comparison.pool_size), maps)
+
+    def forward(self, images: Tensor) -> Comparison:
+        """Score images, (B, h, w, 3) uint8 of the configured size."""
+        return self.compare(self.standardize(self.embedding(images)))

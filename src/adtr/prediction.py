@@ -1,0 +1,65 @@
+"""What the detector says of one image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adtr.calibration import exceeds
+from adtr.config import Size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """The verdict on one image."""
+
+    score: float
+    """Anomaly score of the image, at least 0, higher is more anomalous."""
+    threshold: float
+    """Images that score above this are anomalous."""
+    pixel_threshold: float
+    """Pixels of the anomaly map above this are marked."""
+    size: Size
+    """Height and width of the image, pixels."""
+    score_map: NDArray[np.float32] = field(repr=False)
+    """s(u) of Eq. 3 on the token grid, (h, w)."""
+    path: Path | None = None
+    """Where the image came from, if from a file."""
+
+    @property
+    def is_anomalous(self) -> bool:
+        """The decision."""
+        return bool(exceeds(self.score, self.threshold))
+
+    @cached_property
+    def anomaly_map(self) -> NDArray[np.float32]:
+        """s(u) at the image's own height and width, (H, W) float32; made when first asked for."""
+        return upsample(self.score_map, self.size)
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """Marked pixels, (H, W)."""
+        return exceeds(self.anomaly_map, self.pixel_threshold)
+
+
+def upsample(grid: NDArray[np.float32], size: Size) -> NDArray[np.float32]:
+    """Bilinear interpolation of a map (h, w) to (H, W), pixel centres aligned as in torch's `align_corners=False`."""
+    rows = _interpolation_matrix(size[0], grid.shape[0])
+    columns = _interpolation_matrix(size[1], grid.shape[1])
+    return np.ascontiguousarray(rows @ grid @ columns.T)
+
+
+def _interpolation_matrix(target: int, source: int) -> NDArray[np.float32]:
+    """(target, source): each row holds the weights of the two nearest source positions."""
+    position = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
+    low = np.floor(position).astype(np.int64)
+    high = np.minimum(low + 1, source - 1)
+    matrix = np.zeros((target, source), np.float32)
+    rows = np.arange(target)
+    matrix[rows, low] = 1 - (position - low)
+    matrix[rows, high] += position - low
+    return matrix

@@ -1,0 +1,176 @@
+"""The model folder: `model.safetensors`, `config.json`, `metadata.json`, and the backbone's weights where asked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adtr.calibration import Thresholds
+from adtr.config import Config
+from adtr.errors import AdtrError, ConfigError, ModelError
+from adtr.files import replace_file, replace_folder
+from adtr.model.backbones import file_sha256
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from adtr.model.network import ADTR
+
+FORMAT = 1
+WEIGHTS, CONFIG, METADATA, BACKBONE = "model.safetensors", "config.json", "metadata.json", "backbone.safetensors"
+
+
+def save_model(
+    folder: Path, network: ADTR, thresholds: Thresholds, record: dict[str, Any], *, store_backbone: bool
+) -> None:
+    """Write a model folder whole, or not at all.
+
+    Args:
+        folder: is created; an older model folder is replaced.
+        network: trained.
+        thresholds: calibrated.
+        record: what else to remember (versions, data, training); JSON values.
+        store_backbone: put the backbone's weights inside.
+
+    Raises:
+        AdtrError: the folder cannot be written, or holds something that is no model.
+    """
+    from safetensors.torch import save
+
+    check_replaceable(folder)
+    state = {
+        **{f"reconstruction.{name}": value for name, value in network.reconstruction.state_dict().items()},
+        "feature_mean": network.feature_mean,
+        "feature_std": network.feature_std,
+    }
+    files: dict[str, bytes] = {
+        WEIGHTS: save(_contiguous(state)),
+        CONFIG: (json.dumps(network.config.to_dict(), indent=2) + "\n").encode(),
+    }
+    if store_backbone:
+        files[BACKBONE] = save(_contiguous(network.embedding.backbone.state_dict()))
+    metadata = {
+        "format": FORMAT,
+        **record,
+        "thresholds": asdict(thresholds),
+        "backbone": {
+            "name": network.config.embedding.backbone,
+            "source": network.embedding.source,
+            "sha256": network.embedding.sha256,
+            "stored": store_backbone,
+        },
+        "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+    }
+    with replace_folder(folder) as draft:
+        for name, data in files.items():
+            replace_file(draft / name, data)
+        replace_file(draft / METADATA, json.dumps(metadata, indent=2) + "\n")
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuse to overwrite what adtr has not written.
+
+    Raises:
+        AdtrError: `folder` is a file, or a folder that holds something else than a model.
+    """
+    if folder.is_dir():
+        if any(folder.iterdir()) and not (folder / METADATA).is_file():
+            raise AdtrError(f"{folder} exists and is not a model folder; choose another output")
+    elif folder.exists():
+        raise AdtrError(f"{folder} is a file; choose another output")
+
+
+def read_metadata(folder: Path) -> tuple[Config, Thresholds, dict[str, Any]]:
+    """Configuration, thresholds and metadata of a model folder, every file's hash checked; needs no torch.
+
+    Raises:
+        ModelError: no model folder, or a file is missing, altered or of a newer format.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"no such model folder: {folder}")
+    metadata = _read_json(folder, METADATA)
+    try:
+        if metadata["format"] > FORMAT:
+            raise ModelError(f"{folder} was written by a newer adtr (format {metadata['format']}); update adtr")
+        recorded = dict(metadata["files"])
+        thresholds = Thresholds(**metadata["thresholds"])
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{folder / METADATA} lacks what a model needs ({error})") from error
+    for name, digest in recorded.items():
+        if name not in (WEIGHTS, CONFIG, BACKBONE):
+            raise ModelError(f"{folder / METADATA} names an unknown file {name!r}")
+        if not (folder / name).is_file():
+            raise ModelError(f"the model {folder} lacks {name}; copy the whole folder again")
+        if file_sha256(folder / name) != digest:
+            raise ModelError(f"{folder / name} is not what was saved (its SHA-256 differs); copy the folder again")
+    if not {WEIGHTS, CONFIG} <= set(recorded):
+        raise ModelError(f"{folder / METADATA} does not record {WEIGHTS} and {CONFIG}")
+    try:
+        config = Config.from_dict(_read_json(folder, CONFIG))
+    except ConfigError as error:
+        raise ModelError(f"{folder / CONFIG}: {error}") from error
+    return config, thresholds, metadata
+
+
+def load_model(folder: Path, backbone_weights: str | Path | None = None) -> tuple[ADTR, Thresholds, dict[str, Any]]:
+    """The trained network of a model folder, its thresholds and its metadata.
+
+    Args:
+        folder: written by `save_model`.
+        backbone_weights: a file, for a backbone that is neither stored inside nor to be had by its name.
+
+    Raises:
+        ModelError: the folder is incomplete or altered, or the backbone is not the one of training.
+    """
+    from adtr.model.network import ADTR
+
+    config, thresholds, metadata = read_metadata(folder)
+    recorded = metadata["backbone"]
+    if recorded["stored"]:
+        backbone_weights = folder / BACKBONE
+    network = ADTR(config, backbone_weights)
+    if recorded["stored"]:
+        network.embedding.source, network.embedding.sha256 = recorded["source"], recorded["sha256"]
+    elif network.embedding.sha256 != recorded["sha256"]:
+        raise ModelError(
+            f"the backbone weights at hand ({network.embedding.source}) are not those that {folder} was trained with "
+            f"({recorded['source']}, SHA-256 {recorded['sha256'][:12]}...); give them with --backbone-weights"
+        )
+    state = _read_tensors(folder / WEIGHTS)
+    try:
+        network.feature_mean.copy_(state.pop("feature_mean"))
+        network.feature_std.copy_(state.pop("feature_std"))
+        network.reconstruction.load_state_dict({n.removeprefix("reconstruction."): t for n, t in state.items()})
+    except (KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{folder / WEIGHTS} does not fit {CONFIG}: {reason}") from error
+    return network.eval(), thresholds, metadata
+
+
+def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        values = json.loads((folder / name).read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"{folder} is not a model folder: it has no {name}") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder / name} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ModelError(f"{folder / name} holds no JSON object")
+    return values
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} cannot be read: {' '.join(str(error).split())}") from error

@@ -1,0 +1,141 @@
+"""The training loop, on Lightning Fabric."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from adtr.config import TrainingConfig
+from adtr.device import has_fast_bf16
+from adtr.model.losses import reconstruction_loss
+from adtr.model.network import ADTR
+from adtr.progress import Progress, Silent
+from adtr.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from adtr.training.feature_cache import FeatureCache
+from adtr.training.optimization import create_optimizers, learning_rate_factor
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+CHECKPOINT_SECONDS = 20.0
+"""At least this long between two checkpoints."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecord:
+    """What happened in training."""
+
+    losses: list[float]
+    """Mean of L_norm in each epoch."""
+    seconds: float
+    images: int
+    """Training images."""
+    precision: str
+    resumed_at: int
+    """Epoch at which the last process took over; 0 for an uninterrupted run."""
+
+
+def create_fabric(device: torch.device, precision: str) -> tuple[Fabric, str]:
+    """Fabric for one device, and the precision that `auto` became ("fp32" or "bf16")."""
+    from lightning_fabric import Fabric
+
+    if precision == "auto":
+        precision = "bf16" if has_fast_bf16(device) else "fp32"
+    accelerator = device.type
+    devices: Any = [device.index] if device.index is not None and accelerator != "cpu" else 1
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=devices,
+        precision="bf16-mixed" if precision == "bf16" else "32-true",
+    )
+    return fabric, precision
+
+
+def train(
+    network: ADTR,
+    cache: FeatureCache,
+    index: Tensor,
+    config: TrainingConfig,
+    *,
+    device: torch.device,
+    fingerprint: str = "",
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> TrainingRecord:
+    """Train the reconstruction on cached features with L_norm (Eq. 1).
+
+    Every epoch draws its order from the seed and its own number, so that a resumed run sees what an uninterrupted
+    one would have seen.
+
+    Args:
+        network: is trained in place.
+        cache: raw features of all images.
+        index: rows of `cache` to train on, (n,) int64.
+        config: see `TrainingConfig`.
+        device: where to train.
+        fingerprint: of data and configuration; a checkpoint of another one is refused.
+        checkpoint: folder for checkpoints; None writes none.
+        resume: go on from the checkpoint, if there is one.
+        progress: told of every step.
+
+    Raises:
+        ModelError: the checkpoint is of other data or another configuration.
+    """
+    progress = progress or Silent()
+    start = time.perf_counter()
+    fabric, precision = create_fabric(device, config.precision)
+    optimizers = create_optimizers(network.reconstruction, config)
+    network.feature_mean, network.feature_std = network.feature_mean.to(device), network.feature_std.to(device)
+    state = Checkpoint(epoch=0, losses=[], seconds=0.0)
+    if resume and checkpoint is not None:
+        state = load_checkpoint(checkpoint, network.reconstruction, optimizers, fingerprint) or state
+    model, *optimizers = fabric.setup(network.reconstruction, *optimizers)
+    model.train()
+
+    resumed_at, losses, earlier = state.epoch, list(state.losses), state.seconds
+    steps_per_epoch = -(-len(index) // config.batch_size)
+    saved = time.perf_counter()
+    progress.start("training", total=config.epochs * steps_per_epoch, done=resumed_at * steps_per_epoch)
+    for epoch in range(resumed_at, config.epochs):
+        order = index[epoch_order(len(index), config.seed, epoch)]
+        total = torch.zeros((), device=device)
+        for i, rows in enumerate(order.split(config.batch_size)):
+            factor = learning_rate_factor(config, epoch * steps_per_epoch + i, steps_per_epoch)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = config.learning_rate * factor
+                optimizer.zero_grad()
+            features = network.standardize(cache[rows].to(device))
+            loss = reconstruction_loss(features, model(features))
+            fabric.backward(loss)
+            for optimizer in optimizers:
+                optimizer.step()
+            total += loss.detach() * len(rows)
+            progress.advance(1, note=f"loss {losses[-1]:.2f}" if losses else "")
+        losses.append(float(total) / len(index))
+        if checkpoint is not None and time.perf_counter() - saved > CHECKPOINT_SECONDS:
+            seconds = earlier + time.perf_counter() - start
+            state = Checkpoint(epoch=epoch + 1, losses=losses, seconds=seconds)
+            save_checkpoint(checkpoint, network.reconstruction, optimizers, state, fingerprint)
+            saved = time.perf_counter()
+    progress.finish()
+    network.eval()
+    return TrainingRecord(
+        losses=losses,
+        seconds=earlier + time.perf_counter() - start,
+        images=len(index),
+        precision=precision,
+        resumed_at=resumed_at,
+    )
+
+
+def epoch_order(images: int, seed: int, epoch: int) -> Tensor:
+    """The order of the images in an epoch: a permutation that depends on nothing else, (images,)."""
+    generator = torch.Generator().manual_seed((seed << 20) + epoch)
+    return torch.randperm(images, generator=generator)

@@ -1,0 +1,52 @@
+"""Optimisers and learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from adtr.config import TrainingConfig
+from adtr.model.reconstruction import Reconstruction
+
+
+def create_optimizers(network: Reconstruction, config: TrainingConfig) -> list[torch.optim.Optimizer]:
+    """AdamW over everything; or Muon over the matrices inside the transformer and AdamW over the rest.
+
+    Muon orthogonalises each update of a matrix. Embeddings, norms, biases and the two projections to and from the
+    features stay with AdamW. The learning rate is matched to AdamW's RMS, so that one value serves both.
+    """
+    adamw = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": True}
+    if config.optimizer == "adamw":
+        return [torch.optim.AdamW(network.parameters(), **adamw)]
+    hidden = [
+        module.weight
+        for part in (network.encoder, network.decoder)
+        for module in part.modules()
+        if isinstance(module, nn.Linear)
+    ]
+    chosen = {id(parameter) for parameter in hidden}
+    rest = [parameter for parameter in network.parameters() if id(parameter) not in chosen]
+    muon = torch.optim.Muon(
+        hidden,
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return [muon, torch.optim.AdamW(rest, **adamw)]
+
+
+def learning_rate_factor(config: TrainingConfig, step: int, steps_per_epoch: int) -> float:
+    """What the configured learning rate is multiplied by at a step (from 0).
+
+    `step`: 1, and 0.1 from `drop_epoch` on (appendix A). `one-cycle`: a linear rise over the first tenth, then half a
+    cosine down to 0.
+    """
+    if config.schedule == "step":
+        return 1.0 if step < config.drop_epoch * steps_per_epoch else 0.1
+    steps = config.epochs * steps_per_epoch
+    rise = max(1, round(0.1 * steps))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
