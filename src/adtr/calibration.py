@@ -33,10 +33,11 @@ class Thresholds:
             f"threshold {self.image:.4g} from {self.images} held-out good images; "
             f"promises a false-alarm rate of at most {self.promised_rate:.1%}"
         )
-        if self.promised_rate > self.false_alarm_rate + 1e-12:
-            text += f" (for {self.false_alarm_rate:.1%} hold out at least {math.ceil(1 / self.false_alarm_rate) - 1})" if (
-                self.false_alarm_rate > 0
-            ) else " (no number of images promises 0)"
+        if self.false_alarm_rate == 0:
+            text += " (no number of images promises 0)"
+        elif self.promised_rate > self.false_alarm_rate + 1e-12:
+            needed = math.ceil(1 / self.false_alarm_rate - 1e-9) - 1
+            text += f" (for {self.false_alarm_rate:.1%} hold out at least {needed})"
         return text
 
 
@@ -64,7 +65,7 @@ def split_holdout(images: int, config: CalibrationConfig, seed: int) -> tuple[ND
 def calibrate(
     image_scores: NDArray[np.floating], pixel_maxima: NDArray[np.floating], false_alarm_rate: float
 ) -> Thresholds:
-    """Thresholds that held-out good images exceed with at most the asked rate, by the rule of split conformal prediction.
+    """Thresholds that good images exceed with at most the asked rate (split conformal prediction).
 
     Of n exchangeable good scores and one more, the new one ranks above the k-th smallest with probability at most
     1 - k / (n + 1). So the threshold is the k-th smallest with k = ceil((1 - rate) (n + 1)), or the largest when n is

@@ -320,7 +320,7 @@ def read_config_file(path: str | Path) -> tuple[str | None, dict[str, Any]]:
             raise ConfigError(f"the configuration file {path} must end in .toml, .yaml or .yml")
     except ConfigError:
         raise
-    except Exception as error:  # noqa: BLE001 - each parser has its own family of errors
+    except Exception as error:
         raise ConfigError(f"cannot parse {path}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold names and values, not a {type(values).__name__}")

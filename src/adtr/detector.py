@@ -103,7 +103,7 @@ class AnomalyDetector:
         """A detector with a complete configuration, of a preset that may have been renamed since."""
         detector = cls.__new__(cls)
         detector.preset, detector.device, detector.backbone_weights = config.preset, device, backbone_weights
-        detector._overrides = config.flat()
+        detector._overrides = config.flat()  # noqa: SLF001 - of this very class
         detector.config = config
         detector.skipped_ = []
         return detector
@@ -336,7 +336,11 @@ class AnomalyDetector:
     # Evaluating.
 
     def evaluate(
-        self, dataset: Dataset | str | os.PathLike[str], *, on_error: OnError = "raise", progress: Progress | None = None
+        self,
+        dataset: Dataset | str | os.PathLike[str],
+        *,
+        on_error: OnError = "raise",
+        progress: Progress | None = None,
     ) -> Metrics:
         """Metrics on a data set's test images; images that the detector learned from are left out.
 
@@ -379,7 +383,9 @@ class AnomalyDetector:
         if not isinstance(dataset, Dataset):
             dataset = open_dataset(dataset, reserve=False)
         learned = set(self.metadata_["data"]["image_hashes"])
-        samples = [s for s in dataset.test if s.is_anomalous or not s.path.is_file() or content_hash(s.path) not in learned]
+        samples = [
+            s for s in dataset.test if s.is_anomalous or not s.path.is_file() or content_hash(s.path) not in learned
+        ]
         if not samples:
             raise DataError(
                 f"no test images in {dataset.root}: expected test/<type>/, or defect folders beside good/ "
@@ -428,7 +434,9 @@ class AnomalyDetector:
         detector = cls.from_config(network.config, device=device, backbone_weights=backbone_weights)
         detector.network_ = network.to(chosen)
         detector.thresholds_ = thresholds
-        detector.metadata_ = {k: v for k, v in metadata.items() if k not in ("format", "thresholds", "backbone", "files")}
+        detector.metadata_ = {
+            k: v for k, v in metadata.items() if k not in ("format", "thresholds", "backbone", "files")
+        }
         return detector
 
     def _require_fitted(self) -> None:
@@ -478,7 +486,9 @@ def _training_sources(images: object) -> tuple[Sequence[object], str | None]:
     if dataset is None:
         return as_sources(images), None
     if not dataset.train:
-        raise DataError(f"no good images to learn from in {dataset.root}: expected train/good/, good/, or images inside")
+        raise DataError(
+            f"no good images to learn from in {dataset.root}: expected train/good/, good/, or images inside"
+        )
     return [sample.path for sample in dataset.train], dataset.root.name
 
 
@@ -495,14 +505,17 @@ def _to_tensor(batch: Sequence[LoadedImage], network: ADTR) -> Tensor:
 
 
 def _score_cached(
-    network: ADTR, cache: FeatureCache, index: Tensor, device: Any  # noqa: ANN401 - torch is imported by callers
+    network: ADTR,
+    cache: FeatureCache,
+    index: Tensor,
+    device: Any,  # noqa: ANN401 - torch is imported by callers
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Score maps (n, h, w) and image scores (n,) of images whose features are at hand."""
     import torch
 
     maps, scores = [], []
     with torch.inference_mode():
-        for rows in index.split(16):
+        for rows in torch.split(index, 16):
             comparison = network.compare(network.standardize(cache[rows].to(device)))
             maps.append(comparison.maps.float().cpu().numpy())
             scores.append(comparison.scores.float().cpu().numpy())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from adtr.calibration import Thresholds
 from adtr.config import Config
 from adtr.errors import AdtrError, ConfigError, ModelError
-from adtr.files import replace_file, replace_folder
-from adtr.model.backbones import file_sha256
+from adtr.files import file_sha256, replace_file, replace_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -115,7 +115,9 @@ def read_metadata(folder: Path) -> tuple[Config, Thresholds, dict[str, Any]]:
     return config, thresholds, metadata
 
 
-def load_model(folder: Path, backbone_weights: str | Path | None = None) -> tuple[ADTR, Thresholds, dict[str, Any]]:
+def load_model(
+    folder: Path, backbone_weights: str | os.PathLike[str] | None = None
+) -> tuple[ADTR, Thresholds, dict[str, Any]]:
     """The trained network of a model folder, its thresholds and its metadata.
 
     Args:

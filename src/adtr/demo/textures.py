@@ -6,12 +6,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from adtr.demo import TEXTURES
 from adtr.demo.defects import DEFECTS, Image
 from adtr.errors import AdtrError, ConfigError, DataError
 from adtr.files import replace_folder
-
-TEXTURES = ("brick", "gravel", "grass")
-"""What `build_demo_dataset` can cut: photographs of 512 x 512 pixels, in gray. Brick is regular, the others are not."""
 
 
 @dataclass(frozen=True, kw_only=True)

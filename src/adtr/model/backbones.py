@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import re
 import socket
 from collections.abc import Sequence
@@ -15,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-import torch
-from torch import Tensor, nn
-
 from adtr.errors import ConfigError, ModelError
+from adtr.files import file_sha256
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     StateDict = dict[str, Tensor]
 
 RANDOM = "random"
@@ -88,20 +89,22 @@ def import_timm() -> ModuleType:
     In that pairing torchvision's compiled operators cannot load, and declaring their shapes then fails the whole
     import, though timm never calls them. Declaring the operators themselves, without code, lets it pass.
     """
+    import torch
+
     for _ in range(10):
         try:
             import timm
-        except RuntimeError as error:
+        except RuntimeError as error:  # noqa: PERF203 - each round declares one more operator
             missing = re.fullmatch(r"operator (torchvision::\w+) does not exist", str(error))
             if missing is None:
                 raise
             torch.library.define(missing[1], "(Tensor boxes, Tensor scores, float threshold) -> Tensor")
         else:
-            return timm  # type: ignore[no-any-return]
+            return timm
     raise ImportError("torchvision cannot be imported; install the build that belongs to this build of torch")
 
 
-def create_backbone(name: str, weights: str | Path | None = None, *, levels: str = "all") -> Backbone:
+def create_backbone(name: str, weights: str | os.PathLike[str] | None = None, *, levels: str = "all") -> Backbone:
     """Create a frozen backbone in eval mode.
 
     Args:
@@ -114,8 +117,10 @@ def create_backbone(name: str, weights: str | Path | None = None, *, levels: str
         ConfigError: unknown backbone or levels, or weights that cannot be had.
         ModelError: a weights file that is not one, or not of this network.
     """
+    import torch
+
     timm = import_timm()
-    architecture = name.split(".")[0]
+    architecture = name.split(".", maxsplit=1)[0]
     if not timm.is_model(architecture):
         raise ConfigError(_unknown_backbone(name, timm.list_models()))
     try:
@@ -151,8 +156,8 @@ def _has_tag(timm: ModuleType, name: str) -> bool:
     if "." not in name:
         return False
     if not timm.models.is_model_pretrained(name):
-        architecture = name.split(".")[0]
-        known = [n for n in timm.list_pretrained(f"{architecture}.*")]
+        architecture = name.split(".", maxsplit=1)[0]
+        known = timm.list_pretrained(f"{architecture}.*")
         raise ConfigError(f"unknown weights {name!r} (known: {', '.join(known) or 'none'})")
     return True
 
@@ -178,7 +183,7 @@ def _level_indices(levels: str, timm: ModuleType, architecture: str) -> tuple[in
     return tuple(number - 1 for number in numbers)
 
 
-def _find_weights(name: str, weights: str | Path | None, config: Any) -> tuple[Path, str]:  # noqa: ANN401
+def _find_weights(name: str, weights: str | os.PathLike[str] | None, config: Any) -> tuple[Path, str]:  # noqa: ANN401
     """The weights file and what to call its source."""
     if weights is not None:
         path = Path(weights)
@@ -218,19 +223,18 @@ def _download(name: str, config: Any) -> tuple[Path, str]:  # noqa: ANN401
     if not config.hf_hub_id:
         raise ConfigError(f"timm's hub has no weights for {name}: {ways_out}")
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.utils import disable_progress_bars, logging
+    from huggingface_hub.utils import logging
 
     repository, file = config.hf_hub_id, config.hf_hub_filename or "model.safetensors"
     cached = try_to_load_from_cache(repository, file)
     if isinstance(cached, str):
         return Path(cached), f"hub {repository}"
-    disable_progress_bars()
-    logging.set_verbosity_error()
+    logging.get_logger().setLevel("ERROR")
     try:
         if not getproxies():  # without a network the hub's client would try again for half a minute
             socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
         path = Path(hf_hub_download(repository, file))
-    except Exception as error:  # noqa: BLE001 - network, proxy, cache and hub errors have no common family
+    except Exception as error:
         raise ConfigError(
             f"cannot fetch the weights of {name} from timm's hub ({type(error).__name__}): connect this machine to "
             f"the network, or {ways_out}"
@@ -244,6 +248,7 @@ def read_state_dict(path: Path) -> StateDict:
     Raises:
         ModelError: the file is neither.
     """
+    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -253,7 +258,7 @@ def read_state_dict(path: Path) -> StateDict:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError) as error:
         raise ModelError(f"cannot read the weights file {path}: {_one_line(error)}") from error
-    except Exception as error:  # noqa: BLE001 - torch.load's errors on foreign files have no common family
+    except Exception as error:
         raise ModelError(
             f"{path} is neither a safetensors file nor a plain state dict ({type(error).__name__}); "
             "adtr never unpickles objects"
@@ -261,7 +266,7 @@ def read_state_dict(path: Path) -> StateDict:
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ModelError(f"{path} holds no state dict (names with tensors)")
     return {name.removeprefix("module."): value for name, value in state.items()}
 
@@ -277,7 +282,9 @@ def load_backbone_state(network: nn.Module, state: StateDict, what: str) -> None
     wrong = [name for name in own if name in state and own[name].shape != state[name].shape]
     if missing or wrong:
         problem = f"lacks {missing[0]}" if missing else f"has another shape of {wrong[0]}"
-        raise ModelError(f"the weights do not fit: {what} {problem} ({len(missing)} missing, {len(wrong)} of other shape)")
+        raise ModelError(
+            f"the weights do not fit: {what} {problem} ({len(missing)} missing, {len(wrong)} of other shape)"
+        )
     network.load_state_dict({name: state[name] for name in own if name in state}, strict=False)
 
 
@@ -304,15 +311,6 @@ def rename_lite(state: StateDict, repeats: tuple[int, ...]) -> StateDict:
         else:
             renamed[".".join([top[head], *rest])] = value
     return renamed
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def state_sha256(state: StateDict) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,11 @@ class Embedding(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: EmbeddingConfig, weights: str | Path | None = None) -> None:
+    def __init__(self, config: EmbeddingConfig, weights: str | os.PathLike[str] | None = None) -> None:
         super().__init__()
         self.config = config
         backbone = create_backbone(config.backbone, weights, levels=config.levels)
-        self.backbone = backbone.network.to(memory_format=torch.channels_last)
+        self.backbone = backbone.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.channels = sum(backbone.channels)
         self.source = backbone.source
         self.sha256 = backbone.sha256

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import NamedTuple
 
 import torch
@@ -33,7 +33,7 @@ class ADTR(nn.Module):
     feature_mean: Tensor
     feature_std: Tensor
 
-    def __init__(self, config: Config, backbone_weights: str | Path | None = None) -> None:
+    def __init__(self, config: Config, backbone_weights: str | os.PathLike[str] | None = None) -> None:
         super().__init__()
         self.config = config
         self.embedding = Embedding(config.embedding, backbone_weights)

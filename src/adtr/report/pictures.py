@@ -74,6 +74,11 @@ def scale_map(anomaly_map: NDArray[Any], *, low: float, high: float) -> NDArray[
     return scaled
 
 
+def shown_range(pixel_threshold: float) -> tuple[float, float]:
+    """Low and high end of the colour scale that a model's pictures share: its pixel threshold lies in the middle."""
+    return 0.4 * pixel_threshold, 1.6 * pixel_threshold
+
+
 def overlay(
     image: Image.Image,
     anomaly_map: NDArray[Any],

@@ -105,7 +105,7 @@ def train(
     for epoch in range(resumed_at, config.epochs):
         order = index[epoch_order(len(index), config.seed, epoch)]
         total = torch.zeros((), device=device)
-        for i, rows in enumerate(order.split(config.batch_size)):
+        for i, rows in enumerate(torch.split(order, config.batch_size)):
             factor = learning_rate_factor(config, epoch * steps_per_epoch + i, steps_per_epoch)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -17,9 +18,8 @@ def create_optimizers(network: Reconstruction, config: TrainingConfig) -> list[t
     Muon orthogonalises each update of a matrix. Embeddings, norms, biases and the two projections to and from the
     features stay with AdamW. The learning rate is matched to AdamW's RMS, so that one value serves both.
     """
-    adamw = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": True}
     if config.optimizer == "adamw":
-        return [torch.optim.AdamW(network.parameters(), **adamw)]
+        return [_adamw(network.parameters(), config)]
     hidden = [
         module.weight
         for part in (network.encoder, network.decoder)
@@ -34,7 +34,11 @@ def create_optimizers(network: Reconstruction, config: TrainingConfig) -> list[t
         weight_decay=config.weight_decay,
         adjust_lr_fn="match_rms_adamw",
     )
-    return [muon, torch.optim.AdamW(rest, **adamw)]
+    return [muon, _adamw(rest, config)]
+
+
+def _adamw(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> torch.optim.AdamW:
+    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
 
 
 def learning_rate_factor(config: TrainingConfig, step: int, steps_per_epoch: int) -> float:

@@ -1,0 +1,5 @@
+"""`python -m adtr`."""
+
+from adtr.cli import main
+
+main()

@@ -1,0 +1,88 @@
+"""The command line. Each command's module is imported only when it is run, and torch only when it is needed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import NoReturn
+
+import click
+
+from adtr import __version__
+from adtr.config import unknown
+from adtr.errors import AdtrError
+
+COMMANDS = {
+    "fit": "Learn what good looks like from a folder of good images.",
+    "predict": "Score images, and show where they depart from good.",
+    "evaluate": "Measure a model on a labelled data set.",
+    "info": "Show what a model is and how it was made.",
+    "presets": "List the named configurations, or show one.",
+    "backbones": "List the backbones and where their weights come from.",
+    "demo": "Train and judge a detector on real textures, in two minutes.",
+}
+
+
+class LazyCommands(click.Group):
+    """A group that imports a command's module when the command is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """The commands in the order in which a newcomer meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """The command's object, from its module."""
+        if cmd_name not in COMMANDS:
+            raise AdtrError(unknown("command", cmd_name, COMMANDS))
+        command: click.Command = import_module(f"adtr.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """The list of commands, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=LazyCommands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with `adtr demo`, or with `adtr fit FOLDER --output MODEL`.",
+)
+@click.version_option(__version__, prog_name="adtr", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Visual anomaly detection: learn from good images, find what departs from them."""
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run a command. A user's mistake is one line on stderr and exit code 2; a bug is a traceback and 1."""
+    try:
+        result = cli.main(args=arguments, prog_name="adtr", standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(result if isinstance(result, int) else 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else error.format_message())
+        sys.exit(0)
+    except click.ClickException as error:
+        fail(_with_command(error))
+    except AdtrError as error:
+        fail(str(error))
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("adtr: stopped", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; keep Python from complaining when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def fail(message: str) -> NoReturn:
+    """One line on stderr, exit code 2."""
+    click.echo(f"adtr: error: {' '.join(message.split())}", err=True)
+    sys.exit(2)
+
+
+def _with_command(error: click.ClickException) -> str:
+    message = error.format_message().rstrip(".")
+    context = getattr(error, "ctx", None)
+    return f"{message} (see `{context.command_path} --help`)" if context is not None else message

@@ -1,0 +1,118 @@
+"""`adtr evaluate`."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from adtr.cli.options import (
+    device_option,
+    on_error_option,
+    progress_on_stderr,
+    quiet_option,
+    report_skipped,
+    to_json,
+    weights_option,
+)
+
+if TYPE_CHECKING:
+    from adtr.metrics import Metrics, Scores
+
+COLUMNS = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro")
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--output", "-o", type=click.Path(path_type=Path), metavar="FILE", help="The numbers as JSON.")
+@click.option("--panels", type=click.Path(path_type=Path), metavar="DIR", help="A picture of every test image.")
+@weights_option
+@device_option
+@on_error_option
+@quiet_option
+def command(
+    model: Path,
+    data: Path,
+    output: Path | None,
+    panels: Path | None,
+    backbone_weights: Path | None,
+    device: str,
+    on_error: Literal["raise", "skip"],
+    quiet: bool,
+) -> None:
+    """Measure a model on the test images of DATA.
+
+    DATA holds test/<type>/ and ground_truth/<type>/ (MVTec's layout), or good/ beside defect folders. Images that the
+    model learned from are left out.
+    """
+    from adtr.data.folder import open_dataset
+    from adtr.files import check_writable, replace_file
+    from adtr.store import read_metadata
+
+    read_metadata(model)
+    dataset = open_dataset(data, reserve=False)
+    if panels is not None:
+        check_writable(panels)
+    if output is not None:
+        check_writable(output.parent)
+
+    from adtr.detector import AnomalyDetector, add_to_metrics
+    from adtr.metrics import MetricsAccumulator
+    from adtr.report.sinks import save_panel
+
+    detector = AnomalyDetector.load(model, device=device, backbone_weights=backbone_weights)
+    accumulator = MetricsAccumulator()
+    decisions: Counter[tuple[bool, bool]] = Counter()
+    started = time.perf_counter()
+    with progress_on_stderr(quiet) as progress:
+        stream = detector.evaluate_each(dataset, on_error=on_error, keep_images=panels is not None, progress=progress)
+        for item in stream:
+            add_to_metrics(accumulator, item)
+            decisions[item.sample.is_anomalous, item.prediction.is_anomalous] += 1
+            if panels is not None:
+                save_panel(item, panels)
+    metrics = accumulator.compute()
+    report_skipped(detector.skipped_)
+    report = {
+        **metrics.to_dict(),
+        "skipped": len(detector.skipped_),
+        "threshold": detector.thresholds_.image,
+        "false_alarms": decisions[False, True],
+        "missed": decisions[True, False],
+        "seconds": time.perf_counter() - started,
+        "model": str(model),
+        "data": str(data),
+    }
+    if output is not None:
+        replace_file(output, to_json(report))
+    good = decisions[False, True] + decisions[False, False]
+    print_table(metrics)
+    click.echo(
+        f"at the threshold {detector.thresholds_.image:.4g}: {decisions[False, True]} of {good} good images are false "
+        f"alarms, {decisions[True, False]} of {metrics.anomalous} anomalous ones are missed"
+    )
+
+
+def print_table(metrics: Metrics) -> None:
+    """The metrics, overall and per type, on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for name in ("images", *COLUMNS):
+        table.add_column(name.replace("_", "\n", 1), justify="right")
+    for name, scores in metrics.per_type.items():
+        table.add_row(name, *_cells(scores))
+    table.add_section()
+    table.add_row("all", *_cells(metrics), style="bold")
+    Console().print(table)
+
+
+def _cells(scores: Scores) -> list[str]:
+    values = [getattr(scores, name) for name in COLUMNS]
+    return [str(scores.images), *("-" if value is None else f"{value:.4f}" for value in values)]

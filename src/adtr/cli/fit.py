@@ -1,0 +1,91 @@
+"""`adtr fit`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from adtr.cli.options import (
+    SectionedCommand,
+    configuration_flags,
+    device_option,
+    on_error_option,
+    progress_on_stderr,
+    quiet_option,
+    report_skipped,
+    resolve,
+    say,
+    weights_option,
+)
+
+
+@click.command(cls=SectionedCommand)
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--output", "-o", required=True, type=click.Path(path_type=Path), metavar="MODEL", help="Model folder.")
+@click.option("--preset", metavar="NAME", help="A named configuration; `adtr presets` lists them.  [default: quick]")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="A YAML or TOML file.")
+@weights_option
+@click.option("--store-backbone", is_flag=True, help="Put the backbone's weights into the model folder.")
+@device_option
+@on_error_option
+@click.option("--resume", is_flag=True, help="Go on where a run with this output was cut.")
+@quiet_option
+@configuration_flags
+def command(
+    data: Path,
+    output: Path,
+    preset: str | None,
+    config_file: Path | None,
+    backbone_weights: Path | None,
+    store_backbone: bool,
+    device: str,
+    on_error: Literal["raise", "skip"],
+    resume: bool,
+    quiet: bool,
+    **flags: Any,  # noqa: ANN401 - the configuration's fields
+) -> None:
+    """Learn what good looks like.
+
+    DATA holds good images: a folder with train/good/ (MVTec's layout), a folder with good/ beside defect folders, or
+    good images directly inside.
+    """
+    from adtr.config import load_preset
+    from adtr.data.folder import open_dataset
+    from adtr.files import check_writable
+    from adtr.store import check_replaceable
+
+    preset, overrides = resolve(preset, config_file, flags)
+    load_preset(preset).override(**overrides)
+    dataset = open_dataset(data)
+    check_replaceable(output)
+    work = output.with_name(f"{output.name}.unfinished")
+    check_writable(work)
+
+    from adtr.detector import AnomalyDetector
+
+    detector = AnomalyDetector(preset, device=device, backbone_weights=backbone_weights, **overrides)
+    finished = False
+    try:
+        with progress_on_stderr(quiet) as progress:
+            detector.fit(dataset, on_error=on_error, work_folder=work, resume=resume, progress=progress)
+        detector.save(output, store_backbone=store_backbone)
+        finished = True
+    finally:
+        # A checkpoint is kept for --resume; an empty work folder is of no use to anybody.
+        if finished or not any(work.iterdir()):
+            shutil.rmtree(work, ignore_errors=True)
+
+    report_skipped(detector.skipped_)
+    training = detector.metadata_["training"]
+    if dataset.note:
+        say(dataset.note, quiet=quiet)
+    say(
+        f"trained on {training['images']} images for {len(training['losses'])} epochs in "
+        f"{training['total_seconds']:.0f} s (loss {training['losses'][0]:.4g} -> {training['losses'][-1]:.4g})",
+        quiet=quiet,
+    )
+    say(detector.thresholds_.describe(), quiet=quiet)
+    say(f"saved {output}; next: adtr predict {output} IMAGES...", quiet=quiet)

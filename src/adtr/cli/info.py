@@ -1,0 +1,43 @@
+"""`adtr info`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from adtr.cli.options import to_json
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Everything, for machines.")
+def command(model: Path, as_json: bool) -> None:
+    """Show what a model is and how it was made; checks the hashes of its files."""
+    from adtr.store import read_metadata
+
+    config, thresholds, metadata = read_metadata(model)
+    if as_json:
+        metadata["data"].pop("image_hashes", None)
+        click.echo(to_json({"config": config.to_dict(), **metadata}), nl=False)
+        return
+    data, training, backbone = metadata["data"], metadata["training"], metadata["backbone"]
+    where = "stored inside" if backbone["stored"] else backbone["source"]
+    lines = {
+        "model": f"{model} (written by adtr {metadata['adtr']}, {metadata['created']})",
+        "preset": config.preset,
+        "backbone": f"{backbone['name']}; weights: {where}, SHA-256 {backbone['sha256'][:12]}",
+        "images": f"{_size(config.embedding.image_size)} px, {_size(config.embedding.grid_size)} tokens",
+        "learned from": f"{training['images']} good images of {data['folder'] or 'memory'}"
+        + (f", {data['skipped']} unreadable ones skipped" if data["skipped"] else ""),
+        "training": f"{len(training['losses'])} epochs, {training['total_seconds']:.0f} s on {training['device']} in "
+        f"{training['precision']}, loss {training['losses'][0]:.4g} -> {training['losses'][-1]:.4g}",
+        "decision": thresholds.describe(),
+        "pixels": f"marked above {thresholds.pixel:.4g}",
+    }
+    for name, value in lines.items():
+        click.echo(f"{name:<13} {value}")
+
+
+def _size(size: tuple[int, int]) -> str:
+    return "x".join(map(str, size))

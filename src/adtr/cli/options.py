@@ -1,0 +1,109 @@
+"""Options that several commands share, and the flags made from the configuration's fields."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
+
+import click
+
+from adtr.config import Setting, Size, read_config_file, settings
+
+if TYPE_CHECKING:
+    from adtr.data.loading import SkippedImage
+    from adtr.progress import Progress
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+CONFIGURATION = "Configuration (overrides the preset and --config)"
+
+
+class SectionedCommand(click.Command):
+    """A command whose configuration flags stand in a section of their own in the help."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Two sections in place of one."""
+        sections: dict[str, list[tuple[str, str]]] = {"Options": [], CONFIGURATION: []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                sections[CONFIGURATION if parameter.name in settings() else "Options"].append(record)
+        for title, records in sections.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+def configuration_flags(function: Function) -> Function:
+    """A flag for each field of the configuration, given as text and parsed by the field itself."""
+    for setting in reversed(list(settings().values())):
+        flag = f"--{setting.name.replace('_', '-')}"
+        function = click.option(flag, setting.name, metavar=_metavar(setting), help=f"{setting.help}.")(function)
+    return function
+
+
+def _metavar(setting: Setting) -> str:
+    if get_origin(setting.type) is not None and setting.type != Size:
+        return "|".join(get_args(setting.type))
+    return {int: "N", float: "X", bool: "true|false", str: "NAME", Size: "N|HxW"}[setting.type]
+
+
+def resolve(preset: str | None, config_file: Path | None, flags: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Preset and overrides: flags win over the configuration file, which wins over the preset."""
+    from_file, overrides = read_config_file(config_file) if config_file is not None else (None, {})
+    given = {name: value for name, value in flags.items() if value is not None}
+    return preset or from_file or "quick", {**overrides, **given}
+
+
+device_option = click.option(
+    "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:N or mps."
+)
+weights_option = click.option(
+    "--backbone-weights",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Weights of the backbone: a safetensors file or a state dict; 'random' for none.",
+)
+on_error_option = click.option(
+    "--on-error",
+    type=click.Choice(["raise", "skip"]),
+    default="raise",
+    show_default=True,
+    help="What to do with an image that cannot be read; skipped ones are named and counted.",
+)
+quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress and no summary on stderr.")
+
+
+@contextlib.contextmanager
+def progress_on_stderr(quiet: bool) -> Iterator[Progress]:
+    """Bars on a terminal; nothing where stderr is a file or a pipe, or when asked to be quiet."""
+    from adtr.progress import Bars, Silent
+
+    if quiet or not sys.stderr.isatty():
+        yield Silent()
+    else:
+        with Bars() as bars:
+            yield bars
+
+
+def say(message: str, *, quiet: bool = False) -> None:
+    """A remark for people, on stderr."""
+    if not quiet:
+        click.echo(message, err=True)
+
+
+def report_skipped(skipped: Sequence[SkippedImage]) -> None:
+    """Name and count what could not be read; never quiet."""
+    if skipped:
+        click.echo(f"adtr: skipped {len(skipped)} unreadable image(s):", err=True)
+        for image in skipped:
+            click.echo(f"  {image.reason}", err=True)
+
+
+def to_json(values: object) -> str:
+    """JSON for people and machines."""
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"

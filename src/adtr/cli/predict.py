@@ -1,0 +1,181 @@
+"""`adtr predict`."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from adtr.cli.options import (
+    device_option,
+    on_error_option,
+    progress_on_stderr,
+    quiet_option,
+    report_skipped,
+    say,
+    weights_option,
+)
+from adtr.errors import AdtrError, ConfigError, DataError
+
+FIELDS = ("path", "score", "threshold", "is_anomalous")
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
+@click.option("--output", "-o", type=click.Path(path_type=Path), metavar="FILE", help="scores.jsonl or scores.csv.")
+@click.option("--maps", type=click.Path(path_type=Path), metavar="DIR", help="Anomaly maps as 32-bit float TIFF.")
+@click.option("--overlays", type=click.Path(path_type=Path), metavar="DIR", help="Heat maps over the images as JPEG.")
+@click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1, 4096), help="Images at a time.")
+@weights_option
+@device_option
+@on_error_option
+@quiet_option
+def command(
+    model: Path,
+    paths: tuple[Path, ...],
+    output: Path | None,
+    maps: Path | None,
+    overlays: Path | None,
+    batch_size: int,
+    backbone_weights: Path | None,
+    device: str,
+    on_error: Literal["raise", "skip"],
+    quiet: bool,
+) -> None:
+    """Score images: a JSON line for each, as they come, on stdout or in a file.
+
+    PATH... are images, or folders that are searched through.
+    """
+    from adtr.files import check_writable
+    from adtr.store import read_metadata
+
+    read_metadata(model)
+    images = find_images(paths)
+    for folder in (maps, overlays):
+        if folder is not None:
+            check_writable(folder)
+
+    from adtr.detector import AnomalyDetector
+    from adtr.report.sinks import save_map, save_overlay
+
+    anomalous = count = 0
+    map_names, overlay_names = UniqueNames(".tiff"), UniqueNames(".jpg")
+    with open_rows(output, maps=maps is not None, overlays=overlays is not None) as write:
+        detector = AnomalyDetector.load(model, device=device, backbone_weights=backbone_weights)
+        with progress_on_stderr(quiet or output is None) as progress:
+            progress.start("predicting", total=len(images))
+            stream = detector.stream(
+                [path for path, _ in images],
+                on_error=on_error,
+                batch_size=batch_size,
+                keep_images=overlays is not None,
+                progress=progress,
+            )
+            for prediction, loaded in stream:
+                path, name = images[loaded.index]
+                row = {
+                    "path": str(path),
+                    "score": prediction.score,
+                    "threshold": prediction.threshold,
+                    "is_anomalous": prediction.is_anomalous,
+                }
+                if maps is not None:
+                    row["map"] = str(save_map(prediction, maps / map_names(name)))
+                if overlays is not None and loaded.image is not None:
+                    row["overlay"] = str(save_overlay(prediction, loaded.image, overlays / overlay_names(name)))
+                write(row)
+                count += 1
+                anomalous += prediction.is_anomalous
+    report_skipped(detector.skipped_)
+    say(f"{anomalous} of {count} images are anomalous", quiet=quiet)
+
+
+def find_images(paths: tuple[Path, ...]) -> list[tuple[Path, Path]]:
+    """Images with the names under which their maps are saved: relative to the folder that was given.
+
+    Raises:
+        DataError: a path that does not exist, or no images at all.
+    """
+    from adtr.data.folder import list_images
+
+    found: list[tuple[Path, Path]] = []
+    for path in paths:
+        if path.is_dir():
+            found += [(image, image.relative_to(path)) for image in list_images(path, recursive=True)]
+        elif path.exists():
+            found.append((path, Path(path.name)))
+        else:
+            raise DataError(f"no such file or folder: {path}")
+    if not found:
+        raise DataError(f"no images in {', '.join(map(str, paths))}")
+    return found
+
+
+class UniqueNames:
+    """Names of output files: the image's with another suffix, numbered where two would be the same."""
+
+    def __init__(self, suffix: str) -> None:
+        self._suffix = suffix
+        self._taken: set[Path] = set()
+
+    def __call__(self, name: Path) -> Path:
+        """The name for an image's output."""
+        candidate, number = name.with_suffix(self._suffix), 1
+        while candidate in self._taken:
+            number += 1
+            candidate = name.with_name(f"{name.stem}-{number}{self._suffix}")
+        self._taken.add(candidate)
+        return candidate
+
+
+@contextlib.contextmanager
+def open_rows(output: Path | None, *, maps: bool, overlays: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Where results go, row by row: stdout, or a file that bears its name only once it is complete.
+
+    Until then it is called `FILE.partial`; what was written before a failure stays there.
+
+    Raises:
+        ConfigError: a suffix other than .jsonl and .csv.
+        AdtrError: the file cannot be written.
+    """
+    if output is None:
+        yield lambda row: _print_line(json.dumps(row, ensure_ascii=False))
+        return
+    if output.suffix not in (".jsonl", ".csv"):
+        raise ConfigError(f"--output must end in .jsonl or .csv, not {output.name!r}")
+    fields = [*FIELDS, *(["map"] if maps else []), *(["overlay"] if overlays else [])]
+    partial = output.with_name(f"{output.name}.partial")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            if output.suffix == ".csv":
+                file.write(_csv_line(fields))
+
+            def write(row: dict[str, Any]) -> None:
+                line = json.dumps(row, ensure_ascii=False) + "\n" if output.suffix == ".jsonl" else None
+                file.write(line or _csv_line([row[name] for name in fields]))
+                file.flush()
+
+            yield write
+        partial.replace(output)
+    except OSError as error:
+        raise AdtrError(f"cannot write {output}: {error.strerror or error}") from error
+
+
+def _print_line(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _csv_line(values: list[Any]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerow(values)
+    return buffer.getvalue()

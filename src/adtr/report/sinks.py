@@ -1,0 +1,54 @@
+"""Where predictions go: map files, overlays and panels."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from adtr.files import replace_file
+from adtr.prediction import Prediction
+from adtr.report.pictures import overlay, panel, shown_range
+
+if TYPE_CHECKING:
+    from adtr.detector import Evaluated
+
+
+def save_map(prediction: Prediction, path: Path) -> Path:
+    """The anomaly map at the image's own size, 32-bit float TIFF."""
+    return _save(Image.fromarray(prediction.anomaly_map), path, "TIFF", compression="tiff_deflate")
+
+
+def save_overlay(prediction: Prediction, image: Image.Image, path: Path) -> Path:
+    """The heat map over the image, marked regions outlined, JPEG."""
+    low, high = shown_range(prediction.pixel_threshold)
+    picture = overlay(image, prediction.anomaly_map, low=low, high=high, threshold=prediction.pixel_threshold)
+    return _save(picture, path, "JPEG", quality=90)
+
+
+def save_panel(item: Evaluated, folder: Path) -> Path:
+    """Image, truth, heat map and contour side by side, as `<type>/<name>.jpg`; `item` must hold its image."""
+    assert item.image is not None
+    prediction, sample = item.prediction, item.sample
+    low, high = shown_range(prediction.pixel_threshold)
+    sign, verdict = (">", "anomalous") if prediction.is_anomalous else ("<=", "good")
+    name = f"{sample.defect_type}/{sample.path.name}"
+    picture = panel(
+        item.image,
+        prediction.anomaly_map,
+        truth=item.truth(),
+        low=low,
+        high=high,
+        threshold=prediction.pixel_threshold,
+        title=f"{name}   {prediction.score:.4g} {sign} {prediction.threshold:.4g}   {verdict}",
+    )
+    return _save(picture, folder / sample.defect_type / f"{sample.path.stem}.jpg", "JPEG", quality=90)
+
+
+def _save(picture: Image.Image, path: Path, file_format: str, **options: object) -> Path:
+    buffer = io.BytesIO()
+    picture.save(buffer, file_format, **options)
+    replace_file(path, buffer.getvalue())
+    return path

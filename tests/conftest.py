@@ -1,0 +1,119 @@
+"""What the tests share: small images, a small data set that can be learned in seconds, and a model fitted to it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adtr.detector import AnomalyDetector
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        skip = pytest.mark.skip(reason="needs --slow")
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(skip)
+
+
+def good_image(rng: np.random.Generator, side: int = 96) -> np.ndarray:
+    """A disc with a bar on a rough ground, always at the same place."""
+    y, x = np.mgrid[:side, :side] / side
+    ground = 120 + 25 * np.sin(20 * x) + rng.normal(0, 4, (side, side))
+    disc = (x - 0.5) ** 2 + (y - 0.5) ** 2 < 0.09
+    bar = (abs(x - 0.5) < 0.05) & (y > 0.6)
+    gray = np.where(bar, 40, np.where(disc, 200, ground)) + rng.normal(0, 3, (side, side))
+    return np.clip(np.stack([gray, gray * 0.9, gray * 0.8], axis=-1), 0, 255).astype(np.uint8)
+
+
+def defect_image(rng: np.random.Generator, side: int = 96) -> tuple[np.ndarray, np.ndarray]:
+    """A good image with a dark rectangle somewhere on it, and its mask."""
+    image = good_image(rng, side)
+    mask = np.zeros((side, side), bool)
+    top, left = rng.integers(0, side * 3 // 4, 2)
+    mask[top : top + side // 5, left : left + side // 6] = True
+    image[mask] = rng.integers(0, 60, (int(mask.sum()), 3))
+    return image, mask
+
+
+def write_dataset(root: Path, *, train: int = 24, test: int = 8, seed: int = 0) -> Path:
+    """An MVTec-layout data set of discs, half of the test images with a dark rectangle."""
+    rng = np.random.default_rng(seed)
+    for folder in ("train/good", "test/good", "test/dark", "ground_truth/dark"):
+        (root / folder).mkdir(parents=True)
+    for i in range(train):
+        Image.fromarray(good_image(rng)).save(root / f"train/good/{i:03}.png")
+    for i in range(test):
+        Image.fromarray(good_image(rng)).save(root / f"test/good/{i:03}.png")
+        image, mask = defect_image(rng)
+        Image.fromarray(image).save(root / f"test/dark/{i:03}.png")
+        Image.fromarray(mask).save(root / f"ground_truth/dark/{i:03}_mask.png")
+    return root
+
+
+SMALL = {
+    "image_size": 64,
+    "grid_size": 8,
+    "width": 32,
+    "heads": 4,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "feedforward": 64,
+    "batch_size": 8,
+    "epochs": 6,
+    "precision": "fp32",
+}
+"""Overrides that make the network small enough for tests."""
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "discs")
+
+
+@pytest.fixture(scope="session")
+def detector(dataset: Path) -> AnomalyDetector:
+    """A small fitted detector; tests must not change it."""
+    return AnomalyDetector(**SMALL).fit(dataset)
+
+
+@pytest.fixture(scope="session")
+def model(detector: AnomalyDetector, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its model folder; tests must copy it before changing it."""
+    folder = tmp_path_factory.mktemp("models") / "discs"
+    detector.save(folder)
+    return folder
+
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def run() -> Run:
+    """The command line as a process: `run("info", model)`."""
+
+    def call(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "adtr", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload,no-any-return]
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data sets that ADTR_DATA names."""
+    folder = os.environ.get("ADTR_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("ADTR_DATA names no folder of real data sets")
+    return Path(folder)
