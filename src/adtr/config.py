@@ -68,6 +68,7 @@ class TrainingConfig:
     """The training loop."""
 
     epochs: int = _setting("passes over the training images", low=1)
+    max_steps: int = _setting("end after so many training steps, however many epochs that is; 0: no limit", low=0)
     batch_size: int = _setting("images in a training step", low=1)
     optimizer: Literal["adamw", "muon"] = _setting("muon: Muon for the hidden matrices, AdamW for the rest")
     learning_rate: float = _setting("peak learning rate", low=0, high=10)

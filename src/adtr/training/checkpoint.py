@@ -21,9 +21,12 @@ FILE = "checkpoint.safetensors"
 class Checkpoint:
     """Where a training stands."""
 
-    epoch: int
-    """Epochs completed."""
+    step: int
+    """Steps completed."""
     losses: list[float]
+    """Of the epochs completed."""
+    epoch_loss: float
+    """Sum over the images of the epoch under way."""
     seconds: float
 
 

@@ -17,7 +17,7 @@ from adtr.model.network import ADTR
 from adtr.progress import Progress, Silent
 from adtr.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from adtr.training.feature_cache import FeatureCache
-from adtr.training.optimization import create_optimizers, learning_rate_factor
+from adtr.training.optimization import create_optimizers, learning_rate_factor, training_steps
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -31,13 +31,15 @@ class TrainingRecord:
     """What happened in training."""
 
     losses: list[float]
-    """Mean of L_norm in each epoch."""
+    """Mean of L_norm in each epoch, the last of which may be cut short by `max_steps`."""
+    steps: int
+    """Optimiser steps in all."""
     seconds: float
     images: int
     """Training images."""
     precision: str
     resumed_at: int
-    """Epoch at which the last process took over; 0 for an uninterrupted run."""
+    """Step at which the last process took over; 0 for an uninterrupted run."""
 
 
 def create_fabric(device: torch.device, precision: str) -> tuple[Fabric, str]:
@@ -92,43 +94,50 @@ def train(
     fabric, precision = create_fabric(device, config.precision)
     optimizers = create_optimizers(network.reconstruction, config)
     network.feature_mean, network.feature_std = network.feature_mean.to(device), network.feature_std.to(device)
-    state = Checkpoint(epoch=0, losses=[], seconds=0.0)
+    state = Checkpoint(step=0, losses=[], epoch_loss=0.0, seconds=0.0)
     if resume and checkpoint is not None:
         state = load_checkpoint(checkpoint, network.reconstruction, optimizers, fingerprint) or state
     model, *optimizers = fabric.setup(network.reconstruction, *optimizers)
     model.train()
 
-    resumed_at, losses, earlier = state.epoch, list(state.losses), state.seconds
-    steps_per_epoch = -(-len(index) // config.batch_size)
+    per_epoch = -(-len(index) // config.batch_size)
+    steps = training_steps(config, per_epoch)
+    losses, resumed_at = list(state.losses), state.step
+    total = torch.tensor(state.epoch_loss, device=device)  # of the images of this epoch so far
+    order = index[epoch_order(len(index), config.seed, resumed_at // per_epoch)]
     saved = time.perf_counter()
-    progress.start("training", total=config.epochs * steps_per_epoch, done=resumed_at * steps_per_epoch)
-    for epoch in range(resumed_at, config.epochs):
-        order = index[epoch_order(len(index), config.seed, epoch)]
-        total = torch.zeros((), device=device)
-        for i, rows in enumerate(torch.split(order, config.batch_size)):
-            factor = learning_rate_factor(config, epoch * steps_per_epoch + i, steps_per_epoch)
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = config.learning_rate * factor
-                optimizer.zero_grad()
-            features = network.standardize(cache[rows].to(device))
-            loss = reconstruction_loss(features, model(features))
-            fabric.backward(loss)
-            for optimizer in optimizers:
-                optimizer.step()
-            total += loss.detach() * len(rows)
-            progress.advance(1, note=f"loss {losses[-1]:.2f}" if losses else "")
-        losses.append(float(total) / len(index))
+    progress.start("training", total=steps, done=resumed_at)
+    for step in range(resumed_at, steps):
+        epoch, batch = divmod(step, per_epoch)
+        if batch == 0:
+            order = index[epoch_order(len(index), config.seed, epoch)]
+        rows = order[batch * config.batch_size : (batch + 1) * config.batch_size]
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * learning_rate_factor(config, step, per_epoch)
+            optimizer.zero_grad()
+        features = network.standardize(cache[rows].to(device))
+        loss = reconstruction_loss(features, model(features))
+        fabric.backward(loss)
+        for optimizer in optimizers:
+            optimizer.step()
+        total += loss.detach() * len(rows)
+        if batch == per_epoch - 1 or step == steps - 1:
+            seen = min((batch + 1) * config.batch_size, len(index))
+            losses.append(float(total) / seen)
+            total = torch.zeros((), device=device)
+        progress.advance(1, note=f"loss {losses[-1]:.2f}" if losses else "")
         if checkpoint is not None and time.perf_counter() - saved > CHECKPOINT_SECONDS:
-            seconds = earlier + time.perf_counter() - start
-            state = Checkpoint(epoch=epoch + 1, losses=losses, seconds=seconds)
-            save_checkpoint(checkpoint, network.reconstruction, optimizers, state, fingerprint)
+            seconds = state.seconds + time.perf_counter() - start
+            reached = Checkpoint(step=step + 1, losses=losses, epoch_loss=float(total), seconds=seconds)
+            save_checkpoint(checkpoint, network.reconstruction, optimizers, reached, fingerprint)
             saved = time.perf_counter()
     progress.finish()
     network.eval()
     return TrainingRecord(
         losses=losses,
-        seconds=earlier + time.perf_counter() - start,
+        steps=steps,
+        seconds=state.seconds + time.perf_counter() - start,
         images=len(index),
         precision=precision,
         resumed_at=resumed_at,

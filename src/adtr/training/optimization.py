@@ -41,6 +41,12 @@ def _adamw(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> torch.
     return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
 
 
+def training_steps(config: TrainingConfig, steps_per_epoch: int) -> int:
+    """Optimiser steps of a whole training: `epochs`, unless `max_steps` ends it earlier."""
+    steps = config.epochs * steps_per_epoch
+    return min(steps, config.max_steps) if config.max_steps else steps
+
+
 def learning_rate_factor(config: TrainingConfig, step: int, steps_per_epoch: int) -> float:
     """What the configured learning rate is multiplied by at a step (from 0).
 
@@ -49,7 +55,7 @@ def learning_rate_factor(config: TrainingConfig, step: int, steps_per_epoch: int
     """
     if config.schedule == "step":
         return 1.0 if step < config.drop_epoch * steps_per_epoch else 0.1
-    steps = config.epochs * steps_per_epoch
+    steps = training_steps(config, steps_per_epoch)
     rise = max(1, round(0.1 * steps))
     if step < rise:
         return (step + 1) / rise
