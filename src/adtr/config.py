@@ -108,7 +108,7 @@ class Config:
         by_section: dict[str, dict[str, Any]] = {}
         for name, value in values.items():
             setting = find_setting(name)
-            by_section.setdefault(setting.section, {})[name] = setting.parse(value)
+            by_section.setdefault(setting.section, {})[setting.name] = setting.parse(value)
         sections = {s: replace(getattr(self, s), **changed) for s, changed in by_section.items()}
         return replace(self, **sections)
 
@@ -238,9 +238,9 @@ def find_setting(name: str) -> Setting:
     Raises:
         ConfigError: no such field; the nearest name is suggested.
     """
-    key = name.replace("-", "_")
+    key = str(name).replace("-", "_")  # YAML also makes numbers of keys
     if key not in settings():
-        raise ConfigError(unknown("configuration field", name, settings()))
+        raise ConfigError(unknown("configuration field", str(name), settings()))
     return settings()[key]
 
 
@@ -265,8 +265,10 @@ def flatten(values: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
             preset = str(value)
         elif key == "description":
             continue
-        elif key in _SECTIONS and isinstance(value, dict):
-            for name, inner in value.items():
+        elif key in _SECTIONS:
+            if not isinstance(value, dict | None):  # YAML reads a section whose lines are all commented out as None
+                raise ConfigError(f"[{key}] must hold names and values, not {value!r}")
+            for name, inner in (value or {}).items():
                 if find_setting(name).section != key:
                     raise ConfigError(f"{name} belongs to [{find_setting(name).section}], not [{key}]")
                 flat[name.replace("-", "_")] = inner

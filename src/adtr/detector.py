@@ -22,7 +22,7 @@ from adtr.config import Config, load_preset
 from adtr.data.folder import Dataset, Sample, content_hash, open_dataset
 from adtr.data.images import read_mask
 from adtr.data.loading import LoadedImage, SkippedImage, load_images
-from adtr.errors import AdtrError, DataError
+from adtr.errors import AdtrError, ConfigError, DataError
 from adtr.metrics import Metrics, MetricsAccumulator
 from adtr.prediction import Prediction
 from adtr.progress import Progress, Silent
@@ -198,7 +198,9 @@ class AnomalyDetector:
             torch.from_numpy(training),
             self.config.training,
             device=device,
-            fingerprint=hashlib.sha256(f"{data_fingerprint}{self.config}".encode()).hexdigest(),
+            fingerprint=hashlib.sha256(
+                f"{data_fingerprint}{network.embedding.sha256}{self.config}".encode()
+            ).hexdigest(),
             checkpoint=Path(work_folder) if work_folder is not None else None,
             resume=resume,
             progress=progress,
@@ -292,11 +294,13 @@ class AnomalyDetector:
             The prediction, and what was loaded (`index` among the sources; with `keep_images` the image too).
         """
         self._require_fitted()
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
         progress = progress or Silent()
         self.skipped_ = []
         loaded = load_images(
             sources,
-            self.config.embedding.image_size,
+            self.network_.config.embedding.image_size,
             on_error=on_error,
             skipped=self.skipped_,
             keep_original=keep_images,

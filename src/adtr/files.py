@@ -43,6 +43,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
         AdtrError: the place cannot be written, or the disk is full.
     """
     with _explained(path):
+        path = path.resolve()  # a link's target is replaced, not the link
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
@@ -56,7 +57,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
                 except BaseException:
                     old.rename(path)
                     raise
-                shutil.rmtree(old)
+                shutil.rmtree(old, ignore_errors=True)
             else:
                 draft.rename(path)
         except BaseException:

@@ -13,7 +13,7 @@ from adtr.calibration import exceeds
 from adtr.config import Size
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Prediction:
     """The verdict on one image."""
 

@@ -74,8 +74,10 @@ def check_replaceable(folder: Path) -> None:
     """Refuse to overwrite what adtr has not written.
 
     Raises:
-        AdtrError: `folder` is a file, or a folder that holds something else than a model.
+        AdtrError: `folder` is a file, a mount point, or a folder that holds something else than a model.
     """
+    if folder.is_mount():
+        raise AdtrError(f"{folder} is a mount point, which cannot be replaced; choose a folder inside it")
     if folder.is_dir():
         if any(folder.iterdir()) and not (folder / METADATA).is_file():
             raise AdtrError(f"{folder} exists and is not a model folder; choose another output")
@@ -97,7 +99,8 @@ def read_metadata(folder: Path) -> tuple[Config, Thresholds, dict[str, Any]]:
             raise ModelError(f"{folder} was written by a newer adtr (format {metadata['format']}); update adtr")
         recorded = dict(metadata["files"])
         thresholds = Thresholds(**metadata["thresholds"])
-    except (KeyError, TypeError) as error:
+        backbone = {key: metadata["backbone"][key] for key in ("name", "source", "sha256", "stored")}
+    except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{folder / METADATA} lacks what a model needs ({error})") from error
     for name, digest in recorded.items():
         if name not in (WEIGHTS, CONFIG, BACKBONE):
@@ -106,8 +109,9 @@ def read_metadata(folder: Path) -> tuple[Config, Thresholds, dict[str, Any]]:
             raise ModelError(f"the model {folder} lacks {name}; copy the whole folder again")
         if file_sha256(folder / name) != digest:
             raise ModelError(f"{folder / name} is not what was saved (its SHA-256 differs); copy the folder again")
-    if not {WEIGHTS, CONFIG} <= set(recorded):
-        raise ModelError(f"{folder / METADATA} does not record {WEIGHTS} and {CONFIG}")
+    needed = [WEIGHTS, CONFIG, *([BACKBONE] if backbone["stored"] else [])]
+    if not set(needed) <= set(recorded):
+        raise ModelError(f"{folder / METADATA} does not record {' and '.join(needed)}")
     try:
         config = Config.from_dict(_read_json(folder, CONFIG))
     except ConfigError as error:

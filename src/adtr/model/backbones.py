@@ -137,7 +137,10 @@ def create_backbone(name: str, weights: str | os.PathLike[str] | None = None, *,
         path, source = _find_weights(name, weights, config)
         state = read_state_dict(path)
         if architecture in PACKAGED and "_conv_stem.weight" in state:
-            state = rename_lite(state, PACKAGED[architecture].repeats)
+            try:
+                state = rename_lite(state, PACKAGED[architecture].repeats)
+            except (KeyError, IndexError) as error:
+                raise ModelError(f"the weights do not fit: {path} is of another network than {name}") from error
         load_backbone_state(network, state, f"{path} for {name}")
         digest = file_sha256(path)
     network.requires_grad_(False)
@@ -266,7 +269,9 @@ def read_state_dict(path: Path) -> StateDict:
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    ):
         raise ModelError(f"{path} holds no state dict (names with tensors)")
     return {name.removeprefix("module."): value for name, value in state.items()}
 

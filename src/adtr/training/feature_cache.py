@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from adtr.errors import AdtrError
+
 MEMORY_SHARE = 0.4
 """Features larger than this share of the machine's memory are kept in a memory-mapped file."""
 
@@ -24,6 +26,9 @@ class FeatureCache:
         dtype: float16 halves the memory; float32 keeps the backbone's numbers exactly.
         folder: where a file goes if one is needed; the system's temporary folder by default.
         memory_limit: bytes above which a file is used.
+
+    Raises:
+        AdtrError: no room for the file.
     """
 
     def __init__(
@@ -44,9 +49,17 @@ class FeatureCache:
         self._file: Path | None = None
         if size > memory_limit:
             handle, name = tempfile.mkstemp(prefix="adtr-features-", dir=folder)
-            os.truncate(handle, size)
-            os.close(handle)
             self._file = Path(name)
+            try:
+                _allocate(handle, size)
+            except OSError as error:
+                self._file.unlink()
+                raise AdtrError(
+                    f"no room for {size / 1e9:.1f} GB of features in {self._file.parent}: {error.strerror}; "
+                    "make room, or let TMPDIR name another folder"
+                ) from error
+            finally:
+                os.close(handle)
             self.features = torch.from_file(name, shared=True, size=count, dtype=dtype).view(shape)
             # On POSIX the mapping outlives the name: whatever ends the process, no file stays behind.
             if os.name == "posix":
@@ -84,18 +97,28 @@ class FeatureCache:
         """
         total = torch.zeros(self.features.shape[-1], dtype=torch.float64)
         squares = torch.zeros_like(total)
+        origin = self[index[:1]][0, 0]  # a value of each channel: what never varies differs from it by exactly 0
         for rows in self._chunks(index):
-            total += rows.sum(dim=(0, 1), dtype=torch.float64)
-            squares += rows.square().sum(dim=(0, 1), dtype=torch.float64)
+            shifted = rows - origin
+            total += shifted.sum(dim=(0, 1), dtype=torch.float64)
+            squares += shifted.square().sum(dim=(0, 1), dtype=torch.float64)
         count = len(index) * self.features.shape[1]
         mean = total / count
         std = (squares / count - mean.square()).clamp_min(0).sqrt()
         std[std < 1e-6] = 1.0
-        return mean.float(), std.float()
+        return (origin + mean).float(), std.float()
 
     def _chunks(self, index: Tensor, size: int = 64) -> Iterator[Tensor]:
         for start in range(0, len(index), size):
             yield self[index[start : start + size]]
+
+
+def _allocate(handle: int, size: int) -> None:
+    # Writing through the mapping of a file with holes would kill the process where the disk is full.
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(handle, 0, size)
+    else:
+        os.truncate(handle, size)
 
 
 def _machine_memory() -> int:

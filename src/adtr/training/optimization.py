@@ -10,6 +10,7 @@ from torch import nn
 
 from adtr.config import TrainingConfig
 from adtr.model.reconstruction import Reconstruction
+from adtr.training.muon import Muon
 
 
 def create_optimizers(network: Reconstruction, config: TrainingConfig) -> list[torch.optim.Optimizer]:
@@ -28,12 +29,7 @@ def create_optimizers(network: Reconstruction, config: TrainingConfig) -> list[t
     ]
     chosen = {id(parameter) for parameter in hidden}
     rest = [parameter for parameter in network.parameters() if id(parameter) not in chosen]
-    muon = torch.optim.Muon(
-        hidden,
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-        adjust_lr_fn="match_rms_adamw",
-    )
+    muon = Muon(hidden, lr=config.learning_rate, weight_decay=config.weight_decay)
     return [muon, _adamw(rest, config)]
 
 
