@@ -1,6 +1,6 @@
 """Accuracy of `adtr fit` and `adtr evaluate` on real data sets, with the total wall time of fitting.
 
-Each fit is a fresh detector at the last step; thresholds come from held-out good images; the test set is only evaluated.
+Each fit is a fresh detector at its last step; thresholds come from held-out good images, never from the test set.
 """
 
 from __future__ import annotations

@@ -80,11 +80,11 @@ class DecoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(config.width)
         self.norm3 = nn.LayerNorm(config.width)
 
-    def forward(self, x: Tensor, memory: Tensor, position: Tensor) -> Tensor:
-        """`x` (B or 1, N, D), `memory` the encoder's output (B, N, D); returns (B, N, D)."""
+    def forward(self, x: Tensor, memory: Tensor, located_memory: Tensor, position: Tensor) -> Tensor:
+        """`x` (B or 1, N, D), the encoder's output (B, N, D) without and with `position` (N, D); returns (B, N, D)."""
         located = x + position
         x = self.norm1(x + self.self_attention(located, located, x))
-        x = self.norm2(x + self.cross_attention(x + position, memory + position, memory))
+        x = self.norm2(x + self.cross_attention(x + position, located_memory, memory))
         return self.norm3(x + self.feedforward(x))
 
 
@@ -126,6 +126,7 @@ class Reconstruction(nn.Module):
             memory = layer(memory, self.position)
         # One row of queries serves every image until the first cross-attention spreads it over the batch.
         x = self.query.unsqueeze(0)
+        located_memory = memory + self.position
         for layer in self.decoder:
-            x = layer(x, memory, self.position)
+            x = layer(x, memory, located_memory, self.position)
         return self.project_out(x)

@@ -1,0 +1,104 @@
+"""Throughput: training, feature extraction and prediction against the matrix-product ceiling of the same run.
+
+Training is counted in FLOP: 2 for each multiply-add of the products in a forward pass, three times that for a step.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from adtr import AnomalyDetector, Config, load_preset
+from adtr.model.network import ADTR
+from adtr.training.feature_cache import FeatureCache
+from adtr.training.loop import train
+from common import matrix_ceiling, median_seconds, parser, peak_memory, table, write
+
+
+def reconstruction_flops(config: Config, channels: int) -> float:
+    """FLOP of the products in one forward pass of one image."""
+    c = config.reconstruction
+    tokens = config.embedding.grid_size[0] * config.embedding.grid_size[1]
+    attention = 4 * c.width**2 + 2 * tokens * c.width  # projections; weights and their use
+    feedforward = 2 * c.width * c.feedforward
+    layers = c.encoder_layers * (attention + feedforward) + c.decoder_layers * (2 * attention + feedforward)
+    return 2.0 * tokens * (layers + 2 * channels * c.width)
+
+
+def training(config: Config, steps: int) -> dict[str, object]:
+    """Images/s and FLOP/s of training steps, the optimiser included."""
+    config = config.override(max_steps=steps, epochs=steps)
+    network = ADTR(config)
+    height, width = config.embedding.grid_size
+    cache = FeatureCache(64, height * width, network.embedding.channels)
+    cache.append(torch.randn(64, height * width, network.embedding.channels))
+    index = torch.arange(64)
+    device = torch.device("cpu")
+    train(network, cache, index, config.override(max_steps=3).training, device=device)
+    record = train(network, cache, index, config.training, device=device)
+    images = record.steps * config.training.batch_size
+    flops = 3 * reconstruction_flops(config, network.embedding.channels) * images / record.seconds
+    ceilings = {name: matrix_ceiling(name) for name in ("bfloat16", "float32")}
+    ceiling = ceilings["bfloat16" if record.precision == "bf16" else "float32"]
+    return {
+        "grid": f"{height}x{width}",
+        "batch": config.training.batch_size,
+        "optimizer": config.training.optimizer,
+        "precision": record.precision,
+        "images/s": images / record.seconds,
+        "GFLOP/s": flops / 1e9,
+        "ceiling, GFLOP/s": ceiling / 1e9,
+        "share of ceiling": flops / ceiling,
+        "peak memory, MiB": peak_memory(),
+    }
+
+
+def prediction(folder: Path, images: int, side: int) -> list[dict[str, object]]:
+    """Images/s from files and from memory, and the latency of one image."""
+    rng = np.random.default_rng(0)
+    smooth = [Image.fromarray(rng.integers(0, 255, (16, 16, 3), np.uint8)).resize((side, side)) for _ in range(images)]
+    for i, image in enumerate(smooth):
+        image.save(folder / f"{i:04}.png")
+    paths = sorted(folder.glob("*.png"))
+    arrays = [np.asarray(image) for image in smooth]
+    detector = AnomalyDetector(max_steps=1).fit(arrays[:16])
+    detector.predict(arrays[:16])
+    rows = []
+    for name, sources in {"files": paths, "memory": arrays}.items():
+        seconds = median_seconds(lambda s=sources: detector.predict(s), rounds=3)
+        rows.append({"what": f"predict from {name}", "images": images, "side": side, "images/s": images / seconds})
+    latency = median_seconds(lambda: detector.predict(arrays[0]), rounds=20)
+    rows.append({"what": "one image from memory", "side": side, "ms": latency * 1000})
+    batch = torch.from_numpy(np.stack([np.asarray(image.resize((256, 256))) for image in smooth[:16]]))
+    seconds = median_seconds(lambda: detector.network_.embedding(batch))
+    rows.append({"what": "features", "images": 16, "side": 256, "images/s": 16 / seconds})
+    return rows
+
+
+def main() -> None:
+    made = parser(__doc__)
+    made.add_argument("--steps", type=int, default=12, help="training steps that are timed")
+    made.add_argument("--images", type=int, default=100, help="images to predict")
+    options = made.parse_args()
+    quick, paper = load_preset("quick"), load_preset("paper-mvtec").override(backbone="tf_efficientnet_lite2")
+    runs = [quick, quick.override(optimizer="adamw"), paper.override(precision="bf16"), paper]
+    runs += [quick.override(grid_size=grid) for grid in (8, 32)]
+    trained = [training(config, options.steps) for config in runs]
+    predicted: list[dict[str, object]] = []
+    for side in (256, 512, 1024):
+        with tempfile.TemporaryDirectory() as name:
+            started = time.perf_counter()
+            predicted += prediction(Path(name), options.images, side)
+            print(f"{side} px done in {time.perf_counter() - started:.0f} s", flush=True)
+    columns = {"what": "", "images": "", "side": "", "images/s": "", "ms": ""}
+    markdown = f"## Training\n\n{table(trained)}\n## Prediction\n\n{table([columns | row for row in predicted])}"
+    write(options.output, "throughput", {"training": trained, "prediction": predicted}, markdown)
+
+
+if __name__ == "__main__":
+    main()
