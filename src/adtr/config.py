@@ -178,7 +178,7 @@ class Setting:
                 continue
             if (self.low is not None and number < self.low) or (self.high is not None and number > self.high):
                 bounds = f"at least {self.low:g}" if self.high is None else f"from {self.low:g} to {self.high:g}"
-                raise ConfigError(f"{self.name} must be {bounds}, not {value}")
+                raise ConfigError(f"{self.name} must be {bounds}, not {' '.join(str(value).split())}")
         return parsed
 
     def _convert(self, value: Any) -> Any:  # noqa: ANN401

@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from adtr.errors import AdtrError
@@ -19,7 +19,7 @@ def replace_file(path: Path, data: bytes | str) -> None:
     Raises:
         AdtrError: the place cannot be written, or the disk is full.
     """
-    payload = data.encode("utf-8") if isinstance(data, str) else data
+    payload = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -63,6 +63,33 @@ def replace_folder(path: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
             raise
+
+
+def check_disposable(path: Path, kind: str, *, needs: Collection[str], may_hold: Collection[str] = ()) -> None:
+    """Fail before the work where `replace_folder` would fail, or would destroy what adtr has not written.
+
+    Args:
+        path: may be absent, or an empty folder, or one that holds what it needs and nothing but what it may hold.
+        kind: what such a folder is, for the message.
+        needs: names of files and folders.
+        may_hold: more of them.
+
+    Raises:
+        AdtrError: it would.
+    """
+    with _explained(path):
+        resolved = path.resolve()
+        if resolved == Path.cwd() or resolved.is_mount():
+            what = "the current folder" if resolved == Path.cwd() else "a mount point"
+            raise AdtrError(f"{path} is {what}, which cannot be replaced; choose a folder inside it")
+        if path.is_dir():
+            names = {entry.name for entry in path.iterdir()}
+            if names and not names.issuperset(needs):
+                raise AdtrError(f"{path} exists and is not {kind}; choose another output")
+            if foreign := sorted(names.difference(needs, may_hold)):
+                raise AdtrError(f"{path} holds {foreign[0]}, which is no part of {kind}; choose another output")
+        elif path.exists():
+            raise AdtrError(f"{path} is a file; choose another output")
 
 
 def check_writable(folder: Path) -> None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from adtr.calibration import Thresholds
 from adtr.config import Config
-from adtr.errors import AdtrError, ConfigError, ModelError
-from adtr.files import file_sha256, replace_file, replace_folder
+from adtr.errors import ConfigError, ModelError
+from adtr.files import check_disposable, file_sha256, replace_file, replace_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,13 +76,7 @@ def check_replaceable(folder: Path) -> None:
     Raises:
         AdtrError: `folder` is a file, a mount point, or a folder that holds something else than a model.
     """
-    if folder.is_mount():
-        raise AdtrError(f"{folder} is a mount point, which cannot be replaced; choose a folder inside it")
-    if folder.is_dir():
-        if any(folder.iterdir()) and not (folder / METADATA).is_file():
-            raise AdtrError(f"{folder} exists and is not a model folder; choose another output")
-    elif folder.exists():
-        raise AdtrError(f"{folder} is a file; choose another output")
+    check_disposable(folder, "a model folder", needs={METADATA}, may_hold={WEIGHTS, CONFIG, BACKBONE})
 
 
 def read_metadata(folder: Path) -> tuple[Config, Thresholds, dict[str, Any]]:

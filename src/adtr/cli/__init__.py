@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
+import re
 import sys
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -38,6 +41,14 @@ class LazyCommands(click.Group):
         command: click.Command = import_module(f"adtr.cli.{cmd_name}").command
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's signature
+        """Run the command; where whoever reads its output has seen enough, that is no failure."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            _discard_stdout()
+            return None
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """The list of commands, without importing them."""
         with formatter.section("Commands"):
@@ -56,9 +67,10 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command. A user's mistake is one line on stderr and exit code 2; a bug is a traceback and 1."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # any file name can be printed; in JSON the replacement is an escape
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         result = cli.main(args=arguments, prog_name="adtr", standalone_mode=False)
-        sys.stdout.flush()
         sys.exit(result if isinstance(result, int) else 0)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else error.format_message())
@@ -70,16 +82,27 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         click.echo("adtr: stopped", err=True)
         sys.exit(130)
-    except BrokenPipeError:
-        # Whoever read our output has seen enough; keep Python from complaining when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOSPC):
+            raise
+        if error.errno == errno.ENOSPC:
+            _discard_stdout()
+        fail(f"cannot use {error.filename or 'stdout'}: {error.strerror}")
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search(r"(allocate|enough|out of) memory", str(error)):
+            raise
+        fail("not enough memory: take a smaller --batch-size, or fit with a smaller --grid-size or --width")
 
 
 def fail(message: str) -> NoReturn:
     """One line on stderr, exit code 2."""
-    click.echo(f"adtr: error: {' '.join(message.split())}", err=True)
+    click.echo(f"adtr: error: {' '.join(message.splitlines())}", err=True)
     sys.exit(2)
+
+
+def _discard_stdout() -> None:
+    """Keep Python from failing once more when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _with_command(error: click.ClickException) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from adtr.demo import TEXTURES
 if TYPE_CHECKING:
     from adtr.metrics import Metrics
 
+PARTS = {"data", "index.html", "model", "panels", "samples"}
 SHOWN_METRICS = {"image AUROC": "image_auroc", "pixel AUROC": "pixel_auroc", "AUPRO": "aupro"}
 
 
@@ -26,10 +26,17 @@ SHOWN_METRICS = {"image AUROC": "image_auroc", "pixel AUROC": "pixel_auroc", "AU
     show_default=True,
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Receives data, model, panels and index.html; an earlier demo there is replaced.",
+    help="Receives data, model, panels, samples and index.html; an earlier demo there is replaced.",
 )
 @click.option("--texture", type=click.Choice(TEXTURES), default=TEXTURES[0], show_default=True, help="What to inspect.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of patches, defects and training.")
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, 2**31 - 1),
+    metavar="N",
+    help="Of patches, defects and training.",
+)
 @quiet_option
 def command(output: Path, texture: str, seed: int, quiet: bool) -> None:
     """Train and judge a detector on real textures with planted defects.
@@ -37,21 +44,17 @@ def command(output: Path, texture: str, seed: int, quiet: bool) -> None:
     Good patches of a photograph train the detector; patches of another part of it, half of them with defects drawn on
     them, test it. Shows metrics beside a trivial baseline's and writes panels and a page.
     """
-    from adtr.demo.run import DemoResult, run_demo
-    from adtr.errors import AdtrError
-    from adtr.files import check_writable
+    from adtr.files import check_disposable, replace_folder
 
     started = time.perf_counter()
-    if output.is_dir() and any(output.iterdir()) and not (output / "index.html").is_file():
-        raise AdtrError(f"{output} exists and holds no earlier demo; choose another --output")
-    check_writable(output)
-    for name in ("data", "model", "panels", "samples"):
-        shutil.rmtree(output / name, ignore_errors=True)
-    (output / "index.html").unlink(missing_ok=True)
-    with progress_on_stderr(quiet) as progress:
-        result: DemoResult = run_demo(output, texture=texture, seed=seed, progress=progress)
+    check_disposable(output, "an earlier demo", needs=PARTS)
+    with replace_folder(output) as draft:
+        from adtr.demo.run import run_demo
+
+        with progress_on_stderr(quiet) as progress:
+            result = run_demo(draft, texture=texture, seed=seed, progress=progress)
     _print_comparison(result.metrics, result.baseline)
-    say(f"done in {time.perf_counter() - started:.0f} s; open {result.page}", quiet=quiet)
+    say(f"done in {time.perf_counter() - started:.0f} s; open {output / result.page.name}", quiet=quiet)
 
 
 def _print_comparison(ours: Metrics, theirs: Metrics) -> None:

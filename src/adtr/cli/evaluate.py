@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from adtr.cli.options import (
+    check_output_file,
     device_option,
     on_error_option,
     progress_on_stderr,
@@ -39,7 +40,7 @@ def command(
     data: Path,
     output: Path | None,
     panels: Path | None,
-    backbone_weights: Path | None,
+    backbone_weights: str | None,
     device: str,
     on_error: Literal["raise", "skip"],
     quiet: bool,
@@ -51,18 +52,22 @@ def command(
     """
     from adtr.data.folder import open_dataset
     from adtr.files import check_writable, replace_file
+    from adtr.report.sinks import output_paths, save_panel
     from adtr.store import read_metadata
 
     read_metadata(model)
     dataset = open_dataset(data, reserve=False)
-    if panels is not None:
-        check_writable(panels)
     if output is not None:
-        check_writable(output.parent)
+        check_output_file(output)
+    panel_paths: dict[Path, Path] = {}
+    if panels is not None:
+        images = [sample.path for sample in dataset.test]
+        names = [Path(sample.defect_type, sample.path.name) for sample in dataset.test]
+        panel_paths = dict(zip(images, output_paths(images, names, panels, ".jpg"), strict=True))
+        check_writable(panels)
 
     from adtr.detector import AnomalyDetector, add_to_metrics
     from adtr.metrics import MetricsAccumulator
-    from adtr.report.sinks import save_panel
 
     detector = AnomalyDetector.load(model, device=device, backbone_weights=backbone_weights)
     accumulator = MetricsAccumulator()
@@ -74,7 +79,7 @@ def command(
             add_to_metrics(accumulator, item)
             decisions[item.sample.is_anomalous, item.prediction.is_anomalous] += 1
             if panels is not None:
-                save_panel(item, panels)
+                save_panel(item, panel_paths[item.sample.path])
     metrics = accumulator.compute()
     report_skipped(detector.skipped_)
     report = {
@@ -103,14 +108,14 @@ def print_table(metrics: Metrics) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    table.add_column("")
+    table.add_column("", overflow="fold")
     for name in ("images", *COLUMNS):
         table.add_column(name.replace("_", "\n", 1), justify="right")
     for name, scores in metrics.per_type.items():
         table.add_row(name, *_cells(scores))
     table.add_section()
     table.add_row("all", *_cells(metrics), style="bold")
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
 
 
 def _cells(scores: Scores) -> list[str]:

@@ -39,7 +39,7 @@ def command(
     output: Path,
     preset: str | None,
     config_file: Path | None,
-    backbone_weights: Path | None,
+    backbone_weights: str | None,
     store_backbone: bool,
     device: str,
     on_error: Literal["raise", "skip"],
@@ -64,11 +64,11 @@ def command(
     work = output.with_name(f"{output.name}.unfinished")
     check_writable(work)
 
-    from adtr.detector import AnomalyDetector
-
-    detector = AnomalyDetector(preset, device=device, backbone_weights=backbone_weights, **overrides)
     finished = False
     try:
+        from adtr.detector import AnomalyDetector
+
+        detector = AnomalyDetector(preset, device=device, backbone_weights=backbone_weights, **overrides)
         with progress_on_stderr(quiet) as progress:
             detector.fit(dataset, on_error=on_error, work_folder=work, resume=resume, progress=progress)
         detector.save(output, store_backbone=store_backbone)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 import click
 
 from adtr.config import Setting, Size, read_config_file, settings
+from adtr.errors import AdtrError
+from adtr.files import check_writable
 
 if TYPE_CHECKING:
     from adtr.data.loading import SkippedImage
@@ -64,7 +66,6 @@ device_option = click.option(
 )
 weights_option = click.option(
     "--backbone-weights",
-    type=click.Path(path_type=Path),
     metavar="FILE",
     help="Weights of the backbone: a safetensors file or a state dict; 'random' for none.",
 )
@@ -76,6 +77,17 @@ on_error_option = click.option(
     help="What to do with an image that cannot be read; skipped ones are named and counted.",
 )
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress and no summary on stderr.")
+
+
+def check_output_file(path: Path) -> None:
+    """Fail before the work, not after it, where a file cannot be written.
+
+    Raises:
+        AdtrError: it cannot.
+    """
+    if path.is_dir():
+        raise AdtrError(f"{path} is a folder, not a file; choose another --output")
+    check_writable(path.parent)
 
 
 @contextlib.contextmanager
@@ -101,7 +113,7 @@ def report_skipped(skipped: Sequence[SkippedImage]) -> None:
     if skipped:
         click.echo(f"adtr: skipped {len(skipped)} unreadable image(s):", err=True)
         for image in skipped:
-            click.echo(f"  {image.reason}", err=True)
+            click.echo(f"  {image.path}: {image.reason}", err=True)
 
 
 def to_json(values: object) -> str:

@@ -6,7 +6,6 @@ import contextlib
 import csv
 import io
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from typing import Any, Literal
 import click
 
 from adtr.cli.options import (
+    check_output_file,
     device_option,
     on_error_option,
     progress_on_stderr,
@@ -45,7 +45,7 @@ def command(
     maps: Path | None,
     overlays: Path | None,
     batch_size: int,
-    backbone_weights: Path | None,
+    backbone_weights: str | None,
     device: str,
     on_error: Literal["raise", "skip"],
     quiet: bool,
@@ -55,45 +55,53 @@ def command(
     PATH... are images, or folders that are searched through.
     """
     from adtr.files import check_writable
+    from adtr.report.sinks import output_paths, save_map, save_overlay
     from adtr.store import read_metadata
 
+    if output is not None and output.suffix not in (".jsonl", ".csv"):
+        raise ConfigError(f"--output must end in .jsonl or .csv, not {output.name!r}")
     read_metadata(model)
-    images = find_images(paths)
+    found = find_images(paths)
+    images, names = [path for path, _ in found], [name for _, name in found]
+    map_paths = output_paths(images, names, maps, ".tiff") if maps is not None else None
+    overlay_paths = output_paths(images, names, overlays, ".jpg") if overlays is not None else None
+    if output is not None:
+        check_output_file(output)
     for folder in (maps, overlays):
         if folder is not None:
             check_writable(folder)
 
     from adtr.detector import AnomalyDetector
-    from adtr.report.sinks import save_map, save_overlay
 
+    detector = AnomalyDetector.load(model, device=device, backbone_weights=backbone_weights)
     anomalous = count = 0
-    map_names, overlay_names = UniqueNames(".tiff"), UniqueNames(".jpg")
-    with open_rows(output, maps=maps is not None, overlays=overlays is not None) as write:
-        detector = AnomalyDetector.load(model, device=device, backbone_weights=backbone_weights)
-        with progress_on_stderr(quiet or output is None) as progress:
-            progress.start("predicting", total=len(images))
-            stream = detector.stream(
-                [path for path, _ in images],
-                on_error=on_error,
-                batch_size=batch_size,
-                keep_images=overlays is not None,
-                progress=progress,
-            )
-            for prediction, loaded in stream:
-                path, name = images[loaded.index]
-                row = {
-                    "path": str(path),
-                    "score": prediction.score,
-                    "threshold": prediction.threshold,
-                    "is_anomalous": prediction.is_anomalous,
-                }
-                if maps is not None:
-                    row["map"] = str(save_map(prediction, maps / map_names(name)))
-                if overlays is not None and loaded.image is not None:
-                    row["overlay"] = str(save_overlay(prediction, loaded.image, overlays / overlay_names(name)))
-                write(row)
-                count += 1
-                anomalous += prediction.is_anomalous
+    with (
+        open_rows(output, maps=maps is not None, overlays=overlays is not None) as write,
+        progress_on_stderr(quiet or output is None) as progress,
+    ):
+        progress.start("predicting", total=len(images))
+        stream = detector.stream(
+            images,
+            on_error=on_error,
+            batch_size=batch_size,
+            keep_images=overlays is not None,
+            progress=progress,
+        )
+        for prediction, loaded in stream:
+            row = {
+                "path": str(images[loaded.index]),
+                "score": prediction.score,
+                "threshold": prediction.threshold,
+                "is_anomalous": prediction.is_anomalous,
+            }
+            if map_paths is not None:
+                row["map"] = str(save_map(prediction, map_paths[loaded.index]))
+            if overlay_paths is not None and loaded.image is not None:
+                row["overlay"] = str(save_overlay(prediction, loaded.image, overlay_paths[loaded.index]))
+            write(row)
+            count += 1
+            anomalous += prediction.is_anomalous
+        progress.finish()
     report_skipped(detector.skipped_)
     say(f"{anomalous} of {count} images are anomalous", quiet=quiet)
 
@@ -119,23 +127,6 @@ def find_images(paths: tuple[Path, ...]) -> list[tuple[Path, Path]]:
     return found
 
 
-class UniqueNames:
-    """Names of output files: the image's with another suffix, numbered where two would be the same."""
-
-    def __init__(self, suffix: str) -> None:
-        self._suffix = suffix
-        self._taken: set[Path] = set()
-
-    def __call__(self, name: Path) -> Path:
-        """The name for an image's output."""
-        candidate, number = name.with_suffix(self._suffix), 1
-        while candidate in self._taken:
-            number += 1
-            candidate = name.with_name(f"{name.stem}-{number}{self._suffix}")
-        self._taken.add(candidate)
-        return candidate
-
-
 @contextlib.contextmanager
 def open_rows(output: Path | None, *, maps: bool, overlays: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Where results go, row by row: stdout, or a file that bears its name only once it is complete.
@@ -143,36 +134,34 @@ def open_rows(output: Path | None, *, maps: bool, overlays: bool) -> Iterator[Ca
     Until then it is called `FILE.partial`; what was written before a failure stays there.
 
     Raises:
-        ConfigError: a suffix other than .jsonl and .csv.
         AdtrError: the file cannot be written.
     """
     if output is None:
-        yield lambda row: _print_line(json.dumps(row, ensure_ascii=False))
+        yield lambda row: click.echo(json.dumps(row, ensure_ascii=False))
         return
-    if output.suffix not in (".jsonl", ".csv"):
-        raise ConfigError(f"--output must end in .jsonl or .csv, not {output.name!r}")
     fields = [*FIELDS, *(["map"] if maps else []), *(["overlay"] if overlays else [])]
     partial = output.with_name(f"{output.name}.partial")
+    rows = 0
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8", newline="") as file:
+        with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             if output.suffix == ".csv":
                 file.write(_csv_line(fields))
 
             def write(row: dict[str, Any]) -> None:
+                nonlocal rows
                 line = json.dumps(row, ensure_ascii=False) + "\n" if output.suffix == ".jsonl" else None
                 file.write(line or _csv_line([row[name] for name in fields]))
                 file.flush()
+                rows += 1
 
             yield write
         partial.replace(output)
-    except OSError as error:
-        raise AdtrError(f"cannot write {output}: {error.strerror or error}") from error
-
-
-def _print_line(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    except BaseException as error:
+        if not rows:
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise AdtrError(f"cannot write {output}: {error.strerror or error}") from error
+        raise
 
 
 def _csv_line(values: list[Any]) -> str:

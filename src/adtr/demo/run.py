@@ -52,7 +52,7 @@ def run_demo(output: Path, *, texture: str, seed: int, progress: Progress) -> De
         add_to_metrics(ours, item)
         path = item.sample.path
         theirs.add(baseline.score(path), baseline.score_map(path), item.truth(), defect_type=item.sample.defect_type)
-        picture = save_panel(item, output / "panels")
+        picture = save_panel(item, output / "panels" / item.sample.defect_type / f"{path.stem}.jpg")
         caption = f"{path.name}: score {item.prediction.score:.4g}, threshold {item.prediction.threshold:.4g}"
         panels.append(
             Panel(
@@ -66,18 +66,18 @@ def run_demo(output: Path, *, texture: str, seed: int, progress: Progress) -> De
 
     (output / "samples").mkdir()
     samples = [shutil.copy(path, output / "samples" / path.name) for path in good[:6]]
-    training = detector.metadata_["training"]
+    training, thresholds = detector.metadata_["training"], detector.thresholds_
     page = write_index(
         output,
         title=f"adtr on {texture}",
         lead="A transformer has learned to reconstruct the features of good patches of a photograph. Where the "
         "reconstruction of a new patch fails, the patch is anomalous. It has seen no defect before.",
         summary={
-            "learned from": f"{training['images']} good images, {detector.metadata_['data']['held_out']} more held out",
-            "time": f"{training['total_seconds']:.0f} s on {training['device']}",
+            "learned from": f"{training['images']} good images",
+            "training": f"{training['total_seconds']:.0f} s on {training['device']}, seed {seed}",
             "tested on": f"{metrics.images} images, {metrics.anomalous} with a defect",
-            "decision": detector.thresholds_.describe(),
-            "seed": str(seed),
+            "anomalous": f"above {thresholds.image:.4g}, set by {thresholds.images} more good images",
+            "false alarms": f"at most {thresholds.promised_rate:.1%} promised",
         },
         metrics=_rows(metrics, baseline_metrics),
         samples=[Path(sample).relative_to(output).as_posix() for sample in samples],

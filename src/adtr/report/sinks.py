@@ -8,12 +8,41 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from adtr.errors import AdtrError
 from adtr.files import replace_file
 from adtr.prediction import Prediction
 from adtr.report.pictures import overlay, panel, shown_range
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from adtr.detector import Evaluated
+
+
+def output_paths(images: Sequence[Path], names: Iterable[Path], folder: Path, suffix: str) -> list[Path]:
+    """Where the picture of each image goes: its name below the folder, numbered where two would be the same.
+
+    Args:
+        images: files that must not be overwritten.
+        names: relative paths, one for each image; their suffixes are replaced.
+        folder: of the pictures.
+        suffix: of the pictures.
+
+    Raises:
+        AdtrError: a picture would take the place of an image.
+    """
+    paths: dict[Path, None] = {}  # in order, and quick to search
+    for name in names:
+        path, number = folder / name.with_suffix(suffix), 1
+        while path in paths:
+            number += 1
+            path = folder / name.with_name(f"{name.stem}-{number}{suffix}")
+        paths[path] = None
+    kept = {image.resolve() for image in images}
+    for path in paths:
+        if path.resolve() in kept:
+            raise AdtrError(f"{path} would be overwritten, which is an image to read; choose another folder")
+    return list(paths)
 
 
 def save_map(prediction: Prediction, path: Path) -> Path:
@@ -28,8 +57,8 @@ def save_overlay(prediction: Prediction, image: Image.Image, path: Path) -> Path
     return _save(picture, path, "JPEG", quality=90)
 
 
-def save_panel(item: Evaluated, folder: Path) -> Path:
-    """Image, truth, heat map and contour side by side, as `<type>/<name>.jpg`; `item` must hold its image."""
+def save_panel(item: Evaluated, path: Path) -> Path:
+    """Image, truth, heat map and contour side by side, JPEG; `item` must hold its image."""
     assert item.image is not None
     prediction, sample = item.prediction, item.sample
     low, high = shown_range(prediction.pixel_threshold)
@@ -44,7 +73,7 @@ def save_panel(item: Evaluated, folder: Path) -> Path:
         threshold=prediction.pixel_threshold,
         title=f"{name}   {prediction.score:.4g} {sign} {prediction.threshold:.4g}   {verdict}",
     )
-    return _save(picture, folder / sample.defect_type / f"{sample.path.stem}.jpg", "JPEG", quality=90)
+    return _save(picture, path, "JPEG", quality=90)
 
 
 def _save(picture: Image.Image, path: Path, file_format: str, **options: object) -> Path:

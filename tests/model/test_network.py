@@ -1,0 +1,75 @@
+import pytest
+import torch
+from torch import Tensor
+
+from adtr.config import Config, load_preset
+from adtr.model.network import ADTR
+
+CONFIG = load_preset("quick").override(
+    backbone="tf_efficientnet_lite0",
+    image_size=(32, 48),
+    grid_size=(4, 6),
+    width=16,
+    heads=2,
+    encoder_layers=1,
+    decoder_layers=2,
+    feedforward=24,
+    pool_size=0.25,
+)
+
+
+def network(config: Config = CONFIG) -> ADTR:
+    torch.manual_seed(0)
+    return ADTR(config, "random").eval()
+
+
+def images(count: int = 3) -> Tensor:
+    return torch.randint(0, 256, (count, 32, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_scores_are_those_of_the_boxes_one_after_another() -> None:
+    adtr = network()
+    adtr.feature_mean.normal_()
+    adtr.feature_std.uniform_(0.5, 2)
+    with torch.inference_mode():
+        features = (adtr.embedding(images()) - adtr.feature_mean) / adtr.feature_std
+        difference = features - adtr.reconstruction(features)
+        comparison = adtr(images())
+    maps = difference.square().sum(dim=-1).sqrt().reshape(3, 4, 6)
+    torch.testing.assert_close(comparison.maps, maps, rtol=1e-4, atol=1e-4)
+    pixels = torch.nn.functional.interpolate(maps[:, None], size=(32, 48), mode="bilinear", align_corners=False)
+    pooled = torch.nn.functional.avg_pool2d(pixels, (8, 12), stride=1)
+    torch.testing.assert_close(comparison.scores, pooled.amax(dim=(1, 2, 3)), rtol=1e-4, atol=1e-4)
+    assert (comparison.maps >= 0).all()
+
+
+def test_features_are_the_backbones_own_unless_standardised() -> None:
+    adtr = network()
+    features = torch.randn(2, 24, adtr.embedding.channels)
+    assert torch.equal(adtr.standardize(features), features)
+
+
+def test_scores_do_not_depend_on_the_batch() -> None:
+    adtr = network()
+    with torch.inference_mode():
+        together = adtr(images(5))
+        alone = [adtr(image[None]) for image in images(5)]
+    torch.testing.assert_close(together.maps, torch.cat([c.maps for c in alone]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(together.scores, torch.cat([c.scores for c in alone]), rtol=0, atol=1e-4)
+
+
+def test_only_the_reconstruction_learns() -> None:
+    adtr = network().train()
+    assert adtr.reconstruction.training
+    assert not adtr.embedding.training
+    learning = {name for name, parameter in adtr.named_parameters() if parameter.requires_grad}
+    assert learning == {f"reconstruction.{name}" for name, _ in adtr.reconstruction.named_parameters()}
+
+
+@pytest.mark.parametrize("preset", ["quick", "paper-mvtec"])
+def test_the_reconstruction_has_the_configurations_sizes(preset: str) -> None:
+    config = load_preset(preset).override(backbone="tf_efficientnet_lite2", image_size=64)
+    reconstruction = ADTR(config, "random").reconstruction
+    assert reconstruction.query.shape == (256, 256)
+    assert reconstruction.project_in.in_features == 560
+    assert (len(reconstruction.encoder), len(reconstruction.decoder)) == (4, 4)

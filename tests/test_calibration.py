@@ -1,0 +1,169 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adtr.calibration import Thresholds, calibrate, exceeds, split_holdout
+from adtr.config import CalibrationConfig
+from adtr.errors import DataError
+
+RATES = st.sampled_from([0.0, 0.001, 0.01, 0.05, 0.1, 0.2, 0.25, 1 / 3, 0.5])
+SCORES = st.lists(st.floats(0, 100, width=32), min_size=1, max_size=60)
+
+
+def config(**values: float) -> CalibrationConfig:
+    return CalibrationConfig(**{"holdout": 0.2, "holdout_min": 10, "false_alarm_rate": 0.01, **values})
+
+
+def brute_force(scores: list[float], rate: float) -> float:
+    """The smallest held-out score that a new exchangeable one exceeds with at most the rate; else the largest."""
+    n = len(scores)
+    for candidate in sorted(scores):
+        # The new score has n + 1 equally likely ranks; above the candidate lie those of the larger scores, and one.
+        larger = n - sum(s <= candidate for s in scores)
+        if (larger + 1) / (n + 1) <= rate + 1e-12:
+            return candidate
+    return max(scores)
+
+
+@given(SCORES, RATES)
+@settings(deadline=None)
+def test_the_threshold_is_the_conformal_one(scores: list[float], rate: float) -> None:
+    array = np.array(scores, np.float32)
+    assert calibrate(array, array, rate).image == pytest.approx(brute_force(array.tolist(), rate), abs=0)
+
+
+@pytest.mark.parametrize(
+    ("images", "rate", "rank"),
+    [
+        (9, 0.1, 9),
+        (10, 0.1, 10),
+        (19, 0.1, 18),
+        (20, 0.1, 19),
+        (99, 0.01, 99),
+        (199, 0.01, 198),
+        (3, 0.5, 2),
+        (1, 0.5, 1),
+    ],
+)
+def test_known_ranks(images: int, rate: float, rank: int) -> None:
+    scores = np.random.default_rng(0).permutation(np.arange(1.0, images + 1))
+    thresholds = calibrate(scores, scores * 10, rate)
+    assert (thresholds.image, thresholds.pixel) == (rank, 10 * rank)
+    assert thresholds.promised_rate == pytest.approx(1 - rank / (images + 1))
+
+
+def test_images_and_pixels_have_thresholds_of_their_own() -> None:
+    scores = np.arange(19.0)
+    thresholds = calibrate(scores, scores[::-1] ** 2, 0.1)
+    assert (thresholds.image, thresholds.pixel) == (17, 17**2)
+    assert type(thresholds.image) is type(thresholds.pixel) is float
+
+
+@given(SCORES, RATES)
+@settings(deadline=None)
+def test_the_promise_is_honest(scores: list[float], rate: float) -> None:
+    n = len(scores)
+    promised = calibrate(np.array(scores), np.array(scores), rate).promised_rate
+    assert promised >= 1 / (n + 1) - 1e-12
+    assert promised <= max(rate, 1 / (n + 1)) + 1e-12
+    assert promised > min(rate, 0.5) - 1 / (n + 1) - 1e-12  # no stricter than it must be
+
+
+@given(st.integers(0, 2**31), st.integers(1, 40), RATES, st.sampled_from(["continuous", "ties", "constant"]))
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_new_good_images_exceed_the_threshold_at_most_as_often_as_promised(
+    seed: int, images: int, rate: float, kind: str
+) -> None:
+    rng = np.random.default_rng(seed)
+    draw = {
+        "continuous": lambda shape: rng.gamma(2, 1, shape),
+        "ties": lambda shape: rng.integers(0, 5, shape).astype(float),
+        "constant": np.ones,
+    }[kind]
+    trials = 3000
+    held_out, new = draw((trials, images)), draw(trials)
+    alarms = 0
+    for old, score in zip(held_out, new, strict=True):
+        thresholds = calibrate(old, old, rate)
+        alarms += bool(exceeds(score, thresholds.image))
+    promised = thresholds.promised_rate
+    assert alarms / trials <= promised + 4.5 * math.sqrt(promised * (1 - promised) / trials)
+    if kind == "continuous":
+        assert alarms / trials >= promised - 4.5 * math.sqrt(promised * (1 - promised) / trials)
+
+
+def test_only_strictly_above_the_threshold_is_anomalous() -> None:
+    assert not exceeds(2.0, 2.0)
+    assert exceeds(np.nextafter(2.0, 3.0), 2.0)
+    assert exceeds(np.array([1.0, 2.0, 3.0]), 2.0).tolist() == [False, False, True]
+
+
+def test_tied_scores_raise_no_alarm() -> None:
+    same = np.full(20, 3.5, np.float32)
+    threshold = calibrate(same, same, 0.5).image
+    assert not exceeds(same, threshold).any()
+
+
+def describe(scores: int, rate: float) -> str:
+    values = np.arange(1.0, scores + 1)
+    return calibrate(values, values, rate).describe()
+
+
+def test_the_sentence_tells_what_is_promised_and_what_would_be_needed() -> None:
+    assert describe(199, 0.01) == (
+        "threshold 198 from 199 held-out good images; promises a false-alarm rate of at most 1.0%"
+    )
+    assert describe(10, 0.01).endswith("at most 9.1% (for 1.0% hold out at least 99)")
+    assert describe(10, 0.0).endswith("at most 9.1% (no number of images promises 0)")
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.05, 0.1, 0.3])
+def test_the_number_of_images_asked_for_is_just_enough(rate: float) -> None:
+    needed = int(describe(1, rate).rsplit("least ", 1)[1].rstrip(")"))
+    enough, too_few = (calibrate(np.arange(n), np.arange(n), rate).promised_rate for n in (needed, needed - 1))
+    assert enough <= rate + 1e-12 < too_few
+
+
+@given(st.integers(3, 400), st.floats(0, 0.9), st.integers(1, 20), st.integers(0, 2**31 - 1))
+@settings(deadline=None)
+def test_the_split_is_a_partition(images: int, share: float, least: int, seed: int) -> None:
+    options = config(holdout=share, holdout_min=least)
+    if images - max(least, round(share * images)) < 2:
+        with pytest.raises(DataError, match=r"^.* good images are too few: .*$"):
+            split_holdout(images, options, seed)
+        return
+    training, held_out = split_holdout(images, options, seed)
+    assert sorted([*training, *held_out]) == list(range(images))
+    assert len(training) >= 2
+    assert len(held_out) == max(least, round(share * images))
+    assert (np.diff(training) > 0).all()
+    assert (np.diff(held_out) > 0).all()
+
+
+def test_the_split_depends_on_the_seed_alone() -> None:
+    def held_out(seed: int) -> list[int]:
+        np.random.seed(seed + 7)  # noqa: NPY002 - the global state must not matter
+        return split_holdout(100, config(), seed)[1].tolist()
+
+    assert held_out(3) == held_out(3)
+    assert held_out(3) != held_out(4)
+    np.random.seed(0)  # noqa: NPY002
+    first = split_holdout(100, config(), 3)[1].tolist()
+    assert first == held_out(3)
+
+
+def test_too_few_images_say_what_to_do() -> None:
+    with pytest.raises(DataError, match=r"11 good images are too few: 10 are held out.*lower --holdout-min"):
+        split_holdout(11, config(), 0)
+    training, held_out = split_holdout(12, config(), 0)
+    assert (len(training), len(held_out)) == (2, 10)
+
+
+def test_thresholds_are_frozen() -> None:
+    thresholds = calibrate(np.ones(3), np.ones(3), 0.1)
+    assert isinstance(thresholds, Thresholds)
+    with pytest.raises(AttributeError):
+        thresholds.image = 0.0  # type: ignore[misc]

@@ -1,0 +1,252 @@
+import errno
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from adtr.errors import AdtrError
+from adtr.files import check_disposable, check_writable, file_sha256, replace_file, replace_folder
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def one_line(error: pytest.ExceptionInfo[AdtrError]) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(_handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_file_is_written_and_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "down" / "a.txt"
+    replace_file(path, "grün")
+    assert path.read_bytes() == "grün".encode()
+    replace_file(path, b"\x00\r\n")
+    assert path.read_bytes() == b"\x00\r\n"
+    assert names(path.parent) == ["a.txt"]
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    full_disk(monkeypatch)
+    with pytest.raises(AdtrError) as error:
+        replace_file(path, "new")
+    assert one_line(error) == f"cannot write {path}: {os.strerror(errno.ENOSPC)}; choose another output or make room"
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("cut", [KeyboardInterrupt, MemoryError])
+def test_an_interruption_leaves_the_old_file_and_no_litter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: type[BaseException]
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def replace(_self: Path, _target: Path) -> None:
+        raise cut
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(cut):
+        replace_file(path, "new")
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_target_under_a_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("here")
+    with pytest.raises(AdtrError) as error:
+        replace_file(tmp_path / "file" / "a.txt", "new")
+    assert one_line(error).startswith("cannot write ")
+    with pytest.raises(AdtrError) as error, replace_folder(tmp_path / "file" / "model"):
+        pytest.fail("there is no place for the draft")
+    assert one_line(error).startswith("cannot write ")
+    assert (tmp_path / "file").read_text() == "here"
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_folder_in_the_files_place_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").mkdir()
+    with pytest.raises(AdtrError) as error:
+        replace_file(tmp_path / "a.txt", "new")
+    assert one_line(error).startswith("cannot write ")
+    assert names(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_permissions_are_those_of_a_plain_open(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        replace_file(tmp_path / "a.txt", "x")
+        with replace_folder(tmp_path / "folder") as draft:
+            replace_file(draft / "b.txt", "x")
+        assert mode(tmp_path / "a.txt") == mode(tmp_path / "folder" / "b.txt") == 0o666 & ~umask
+        assert mode(tmp_path / "folder") == 0o777 & ~umask
+        assert os.umask(umask) == umask  # as it was
+    finally:
+        os.umask(before)
+
+
+def test_a_folder_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "model"
+    with replace_folder(path) as draft:
+        (draft / "a").write_text("1")
+        assert not path.exists()
+        assert draft.parent == path.parent  # on the same disk, so that a rename suffices
+    assert (path / "a").read_text() == "1"
+    assert names(path.parent) == ["model"]
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "old").write_text("old")
+    with replace_folder(path) as draft:
+        (draft / "new").write_text("new")
+        assert names(path) == ["old"]
+    assert names(path) == ["new"]
+    assert names(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("cut", [KeyboardInterrupt, ZeroDivisionError])
+@pytest.mark.parametrize("existing", [True, False])
+def test_an_exception_inside_leaves_the_old_folder_and_no_litter(
+    tmp_path: Path, cut: type[BaseException], existing: bool
+) -> None:
+    path = tmp_path / "model"
+    if existing:
+        path.mkdir()
+        (path / "old").write_text("old")
+
+    def half() -> None:
+        with replace_folder(path) as draft:
+            (draft / "new").write_text("new")
+            raise cut
+
+    with pytest.raises(cut):
+        half()
+    assert names(tmp_path) == (["model"] if existing else [])
+    assert not existing or names(path) == ["old"]
+
+
+def test_a_folder_on_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "old").write_text("old")
+    full_disk(monkeypatch)
+    with pytest.raises(AdtrError) as error, replace_folder(path) as draft:
+        replace_file(draft / "new", "new")
+    assert os.strerror(errno.ENOSPC) in one_line(error)
+    assert names(tmp_path) == ["model"]
+    assert names(path) == ["old"]
+
+
+def test_a_failing_rename_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "old").write_text("old")
+    rename = Path.rename
+
+    def fails_for_drafts(self: Path, target: Path) -> Path:
+        if target == path and not self.name.endswith(".old"):
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails_for_drafts)
+    with pytest.raises(AdtrError, match="Input/output error"), replace_folder(path) as draft:
+        (draft / "new").write_text("new")
+    assert names(tmp_path) == ["model"]
+    assert names(path) == ["old"]
+
+
+def test_a_link_keeps_pointing_to_the_folder_that_was_replaced(tmp_path: Path) -> None:
+    target, link = tmp_path / "models" / "v1", tmp_path / "current"
+    target.mkdir(parents=True)
+    (target / "old").write_text("old")
+    link.symlink_to(target)
+    with replace_folder(link) as draft:
+        (draft / "new").write_text("new")
+    assert link.is_symlink()
+    assert names(link) == names(target) == ["new"]
+    assert names(tmp_path) == ["current", "models"]
+    assert names(tmp_path / "models") == ["v1"]
+
+
+def test_the_current_folder_can_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path / "model")
+    with replace_folder(Path()) as draft:
+        (draft / "new").write_text("new")
+    assert names(tmp_path) == ["model"]
+    assert names(tmp_path / "model") == ["new"]
+
+
+def test_writability_is_known_before_the_work(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    assert names(tmp_path / "a" / "b") == []
+    (tmp_path / "file").write_text("here")
+    with pytest.raises(AdtrError, match="is a file, not a folder") as error:
+        check_writable(tmp_path / "file")
+    one_line(error)
+    with pytest.raises(AdtrError, match=r"^cannot write ") as error:
+        check_writable(tmp_path / "file" / "below")
+    one_line(error)
+
+
+def refusal(path: Path) -> str:
+    """Why a folder of `a`, and perhaps `b`, may not take this place; empty if it may."""
+    try:
+        check_disposable(path, "a box", needs={"a"}, may_hold={"b"})
+    except AdtrError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("held", "says"),
+    [
+        ([], ""),
+        (["a"], ""),
+        (["a", "b"], ""),
+        (["b"], "exists and is not a box; choose another output"),
+        (["c"], "exists and is not a box; choose another output"),
+        (["a", "c"], "holds c, which is no part of a box; choose another output"),
+    ],
+)
+def test_only_what_adtr_has_written_is_disposable(tmp_path: Path, held: list[str], says: str) -> None:
+    path = tmp_path / "box"
+    assert refusal(path) == ""
+    path.mkdir()
+    for name in held:
+        (path / name).write_text("")
+    assert refusal(path) == (f"{path} {says}" if says else "")
+
+
+def test_what_cannot_be_replaced_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    assert refusal(tmp_path / "file") == f"{tmp_path / 'file'} is a file; choose another output"
+    assert "a mount point" in refusal(Path("/"))
+    monkeypatch.chdir(tmp_path)
+    assert "the current folder" in refusal(Path())
+
+
+@pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, (1 << 20) + 5])
+def test_sha256_of_a_file(tmp_path: Path, size: int) -> None:
+    data = os.urandom(size)
+    (tmp_path / "a").write_bytes(data)
+    assert file_sha256(tmp_path / "a") == hashlib.sha256(data).hexdigest()

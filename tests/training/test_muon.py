@@ -1,0 +1,62 @@
+import pytest
+import torch
+from torch import Tensor
+
+from adtr.training.muon import Muon, orthogonalize
+
+
+def matrices(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shape", [(4, 16, 16), (3, 8, 32), (3, 32, 8), (1, 5, 7)])
+def test_orthogonalised_matrices_have_singular_values_near_1(shape: tuple[int, int, int]) -> None:
+    result = orthogonalize(matrices(*shape), 5)
+    assert result.shape == shape
+    values = torch.linalg.svdvals(result.float())
+    assert (values > 0.5).all()
+    assert (values < 1.35).all()
+
+
+@pytest.mark.parametrize("shape", [(4, 16, 16), (3, 8, 32), (3, 32, 8)])
+def test_orthogonalised_matrices_keep_their_singular_vectors(shape: tuple[int, int, int]) -> None:
+    given = matrices(*shape)
+    u, _, v = torch.linalg.svd(given, full_matrices=False)
+    core = u.mT @ orthogonalize(given, 5).float() @ v.mT  # diagonal if the vectors are the same
+    off_diagonal = core - torch.diag_embed(core.diagonal(dim1=-2, dim2=-1))
+    assert off_diagonal.abs().max() < 0.1
+    assert (core.diagonal(dim1=-2, dim2=-1) > 0.5).all()
+
+
+def test_steps_are_those_of_torchs_muon() -> None:
+    shapes = [(16, 16), (8, 32), (32, 8), (16, 16)]
+    ours = [torch.nn.Parameter(matrices(*s, seed=i)) for i, s in enumerate(shapes)]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    settings = {"lr": 0.02, "weight_decay": 0.1}
+    first = Muon(ours, **settings)
+    second = torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **settings)
+    for step in range(4):
+        for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            a.grad = matrices(*a.shape, seed=100 * step + i)
+            b.grad = a.grad.clone()
+        first.step()
+        second.step()
+        for a, b in zip(ours, theirs, strict=True):
+            moved = 0.02 * 0.2 * max(a.shape) ** 0.5
+            assert (a - b).abs().max() < 0.05 * (step + 1) * moved  # both work in bfloat16
+
+
+def test_a_parameter_without_gradient_stays() -> None:
+    still, moving = torch.nn.Parameter(matrices(4, 4)), torch.nn.Parameter(matrices(4, 4, seed=1))
+    before = still.detach().clone()
+    moving.grad = matrices(4, 4, seed=2)
+    Muon([still, moving], lr=0.1, weight_decay=0.1).step()
+    assert torch.equal(still, before)
+    assert not torch.equal(moving, matrices(4, 4, seed=1))
+
+
+def test_a_zero_gradient_moves_nothing_but_the_decay() -> None:
+    parameter = torch.nn.Parameter(matrices(4, 6))
+    parameter.grad = torch.zeros(4, 6)
+    Muon([parameter], lr=0.1, weight_decay=0.5).step()
+    torch.testing.assert_close(parameter.detach(), matrices(4, 6) * 0.95)
