@@ -110,9 +110,9 @@ def test_a_missing_file_is_named(copy: Path, name: str) -> None:
 
 
 def test_what_is_no_folder_is_named(tmp_path: Path) -> None:
-    assert error_of(tmp_path / "none") == f"no such model folder: {tmp_path / 'none'}"
+    assert error_of(tmp_path / "none") == f"the model {tmp_path / 'none'} does not exist; `adtr fit DATA --output MODEL` makes one"
     (tmp_path / "file").write_text("x")
-    assert error_of(tmp_path / "file") == f"no such model folder: {tmp_path / 'file'}"
+    assert error_of(tmp_path / "file") == f"the model {tmp_path / 'file'} is a file, not a model folder; `adtr fit DATA --output MODEL` makes one"
     assert "is not a model folder: it has no metadata.json" in error_of(tmp_path)
 
 

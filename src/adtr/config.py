@@ -177,7 +177,7 @@ class Setting:
             if isinstance(number, str):
                 continue
             if (self.low is not None and number < self.low) or (self.high is not None and number > self.high):
-                bounds = f"at least {self.low:g}" if self.high is None else f"from {self.low:g} to {self.high:g}"
+                bounds = f"at least {self.low}" if self.high is None else f"from {self.low} to {self.high}"
                 raise ConfigError(f"{self.name} must be {bounds}, not {' '.join(str(value).split())}")
         return parsed
 
@@ -260,7 +260,7 @@ def flatten(values: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
     """
     flat: dict[str, Any] = {}
     preset = None
-    for key, value in values.items():
+    for key, value in ((str(key), value) for key, value in values.items()):
         if key == "preset":
             preset = str(value)
         elif key == "description":
@@ -268,7 +268,7 @@ def flatten(values: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
         elif key in _SECTIONS:
             if not isinstance(value, dict | None):  # YAML reads a section whose lines are all commented out as None
                 raise ConfigError(f"[{key}] must hold names and values, not {value!r}")
-            for name, inner in (value or {}).items():
+            for name, inner in ((str(name), inner) for name, inner in (value or {}).items()):
                 if find_setting(name).section != key:
                     raise ConfigError(f"{name} belongs to [{find_setting(name).section}], not [{key}]")
                 flat[name.replace("-", "_")] = inner
@@ -311,7 +311,8 @@ def read_config_file(path: str | Path) -> tuple[str | None, dict[str, Any]]:
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the configuration file {path}: {error}") from error
+        reason = (error.strerror if isinstance(error, OSError) else None) or "it is not UTF-8 text"
+        raise ConfigError(f"cannot read the configuration file {path}: {reason}") from error
     try:
         if path.suffix == ".toml":
             values = tomllib.loads(text)

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -497,7 +496,18 @@ def _training_sources(images: object) -> tuple[Sequence[object], str | None]:
 
 
 def _batches(images: Iterator[LoadedImage], size: int) -> Iterator[list[LoadedImage]]:
-    while batch := list(islice(images, size)):
+    batch: list[LoadedImage] = []
+    try:
+        for image in images:
+            batch.append(image)
+            if len(batch) == size:
+                yield batch
+                batch = []
+    except AdtrError:
+        if batch:  # the good images before an unreadable one get their verdicts
+            yield batch
+        raise
+    if batch:
         yield batch
 
 

@@ -111,8 +111,9 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise AdtrError(f"cannot write {path}: {reason}; choose another output or make room") from error
+        if error.errno is None:  # not from the system, but from a bug
+            raise
+        raise AdtrError(f"cannot write {path}: {error.strerror}; choose another output or make room") from error
 
 
 def _umask() -> int:

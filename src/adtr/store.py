@@ -86,7 +86,8 @@ def read_metadata(folder: Path) -> tuple[Config, Thresholds, dict[str, Any]]:
         ModelError: no model folder, or a file is missing, altered or of a newer format.
     """
     if not folder.is_dir():
-        raise ModelError(f"no such model folder: {folder}")
+        problem = "is a file, not a model folder" if folder.exists() else "does not exist"
+        raise ModelError(f"the model {folder} {problem}; `adtr fit DATA --output MODEL` makes one")
     metadata = _read_json(folder, METADATA)
     try:
         if metadata["format"] > FORMAT:
@@ -94,6 +95,7 @@ def read_metadata(folder: Path) -> tuple[Config, Thresholds, dict[str, Any]]:
         recorded = dict(metadata["files"])
         thresholds = Thresholds(**metadata["thresholds"])
         backbone = {key: metadata["backbone"][key] for key in ("name", "source", "sha256", "stored")}
+        dict(metadata["training"]), list(metadata["data"]["image_hashes"])
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{folder / METADATA} lacks what a model needs ({error})") from error
     for name, digest in recorded.items():

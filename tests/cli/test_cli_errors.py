@@ -270,7 +270,7 @@ def test_spoiled_models(
 
 def test_things_that_are_no_model(error: Error, dataset: Path, place: Path) -> None:
     (place / "file").write_text("text")
-    assert error("info", "nowhere") == "no such model folder: nowhere"
+    assert error("info", "nowhere") == "the model nowhere does not exist; `adtr fit DATA --output MODEL` makes one"
     assert "file" in error("info", "file")
     assert "is not a model folder: it has no metadata.json" in error("predict", dataset, dataset)
     assert error("info", "a" * 300).endswith("File name too long")

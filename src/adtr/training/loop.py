@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,7 @@ def create_fabric(device: torch.device, precision: str) -> tuple[Fabric, str]:
     """Fabric for one device, and the precision that `auto` became ("fp32" or "bf16")."""
     from lightning_fabric import Fabric
 
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces its precision on stderr
     if precision == "auto":
         precision = "bf16" if has_fast_bf16(device) else "fp32"
     accelerator = device.type
