@@ -75,7 +75,9 @@ class TrainingConfig:
     weight_decay: float = _setting("decoupled weight decay", low=0, high=10)
     schedule: Literal["step", "one-cycle"] = _setting("step: x0.1 at drop_epoch; one-cycle: up, then down to 0")
     drop_epoch: int = _setting("epoch after which the step schedule multiplies the learning rate by 0.1", low=1)
-    precision: Literal["auto", "fp32", "bf16"] = _setting("arithmetic of training; auto: bf16 where it is in hardware")
+    precision: Literal["auto", "fp32", "bf16"] = _setting(
+        "arithmetic of the networks; auto: bf16 where it is in hardware"
+    )
     seed: int = _setting("seed of everything random", low=0, high=2**31 - 1)
 
 

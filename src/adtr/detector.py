@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from adtr.model.network import ADTR
     from adtr.training.feature_cache import FeatureCache
 
+ROUNDING = 1.001
+"""Scores of one image differ a little between batches, machines and the feature cache; thresholds lie above that."""
+
 OnError = Literal["raise", "skip"]
 
 
@@ -170,7 +173,7 @@ class AnomalyDetector:
         """
         import torch
 
-        from adtr.device import choose_device
+        from adtr.device import choose_device, choose_precision
         from adtr.model.network import ADTR
         from adtr.training.loop import train
 
@@ -180,7 +183,8 @@ class AnomalyDetector:
         split_holdout(len(sources), self.config.calibration, 0)  # too few images fail before any work
         device = choose_device(self.device)
         torch.manual_seed(self.config.training.seed)
-        network = ADTR(self.config, self.backbone_weights).to(device)
+        precision = choose_precision(self.config.training.precision, device)
+        network = ADTR(self.config, self.backbone_weights).place(device, precision)
 
         cache, hashes = self._embed(network, sources, on_error, progress)
         seed = self.config.training.seed
@@ -207,7 +211,9 @@ class AnomalyDetector:
         maps, scores = _score_cached(network, cache, torch.from_numpy(held_out), device)
         cache.close()
         self.network_ = network
-        self.thresholds_ = calibrate(scores, maps.max(axis=(1, 2)), self.config.calibration.false_alarm_rate)
+        self.thresholds_ = calibrate(
+            scores * ROUNDING, maps.max(axis=(1, 2)) * ROUNDING, self.config.calibration.false_alarm_rate
+        )
         self.metadata_ = {
             "adtr": adtr.__version__,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -429,13 +435,13 @@ class AnomalyDetector:
         Raises:
             ModelError: the folder is incomplete or altered, or the backbone is not the one of training.
         """
-        from adtr.device import choose_device
+        from adtr.device import choose_device, choose_precision
         from adtr.store import load_model
 
         chosen = choose_device(device)
         network, thresholds, metadata = load_model(Path(folder), backbone_weights)
         detector = cls.from_config(network.config, device=device, backbone_weights=backbone_weights)
-        detector.network_ = network.to(chosen)
+        detector.network_ = network.place(chosen, choose_precision(network.config.training.precision, chosen))
         detector.thresholds_ = thresholds
         detector.metadata_ = {
             k: v for k, v in metadata.items() if k not in ("format", "thresholds", "backbone", "files")

@@ -29,6 +29,13 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
+def choose_precision(name: str, device: torch.device) -> str:
+    """`auto` becomes "bf16" where the device multiplies bfloat16 matrices in hardware, else "fp32"."""
+    if name != "auto":
+        return name
+    return "bf16" if has_fast_bf16(device) else "fp32"
+
+
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices in hardware."""
     if device.type == "cuda":

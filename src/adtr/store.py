@@ -51,7 +51,7 @@ def save_model(
         CONFIG: (json.dumps(network.config.to_dict(), indent=2) + "\n").encode(),
     }
     if store_backbone:
-        files[BACKBONE] = save(_contiguous(network.embedding.backbone.state_dict()))
+        files[BACKBONE] = save(_contiguous(network.embedding.weights))
     metadata = {
         "format": FORMAT,
         **record,

@@ -36,12 +36,22 @@ class ADTR(nn.Module):
     def __init__(self, config: Config, backbone_weights: str | os.PathLike[str] | None = None) -> None:
         super().__init__()
         self.config = config
+        self._autocast = False
         self.embedding = Embedding(config.embedding, backbone_weights)
         channels = self.embedding.channels
         height, width = config.embedding.grid_size
         self.reconstruction = Reconstruction(channels, height * width, config.reconstruction)
         self.register_buffer("feature_mean", torch.zeros(channels))
         self.register_buffer("feature_std", torch.ones(channels))
+
+    def place(self, device: torch.device, precision: str) -> ADTR:
+        """Move to a device and choose the arithmetic, "fp32" or "bf16", of the backbone and of `compare`.
+
+        The reconstruction's own weights stay float32, so that they can be trained and saved exactly.
+        """
+        self._autocast = precision == "bf16"
+        self.embedding.backbone.to(torch.bfloat16 if self._autocast else torch.float32)
+        return self.to(device)
 
     def standardize(self, features: Tensor) -> Tensor:
         """Features in the units in which they are reconstructed and compared, (B, N, C)."""
@@ -50,7 +60,9 @@ class ADTR(nn.Module):
     def compare(self, features: Tensor) -> Comparison:
         """Score standardised features (B, N, C)."""
         embedding, comparison = self.config.embedding, self.config.comparison
-        difference = feature_difference(features, self.reconstruction(features).float())
+        with torch.autocast(features.device.type, torch.bfloat16, enabled=self._autocast):
+            reconstructed = self.reconstruction(features).float()
+        difference = feature_difference(features, reconstructed)
         maps = score_map(difference, embedding.grid_size)
         return Comparison(image_score(maps, embedding.image_size, comparison.pool_size), maps)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from adtr.config import TrainingConfig
-from adtr.device import has_fast_bf16
+from adtr.device import choose_precision
 from adtr.model.losses import reconstruction_loss
 from adtr.model.network import ADTR
 from adtr.progress import Progress, Silent
@@ -48,8 +48,7 @@ def create_fabric(device: torch.device, precision: str) -> tuple[Fabric, str]:
     from lightning_fabric import Fabric
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces its precision on stderr
-    if precision == "auto":
-        precision = "bf16" if has_fast_bf16(device) else "fp32"
+    precision = choose_precision(precision, device)
     accelerator = device.type
     devices: Any = [device.index] if device.index is not None and accelerator != "cpu" else 1
     fabric = Fabric(
