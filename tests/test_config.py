@@ -143,9 +143,16 @@ def test_values_are_brought_to_the_fields_type(quick: Config, name: str, text: o
 
 def test_override_changes_what_it_names_and_nothing_else(quick: Config) -> None:
     changed = quick.override(epochs=7, levels="last")
-    assert changed.flat() == {**quick.flat(), "epochs": 7, "levels": "last"}
+    assert changed.flat() == {**quick.flat(), "epochs": 7, "max_steps": 0, "levels": "last"}
     assert changed.preset == quick.preset
     assert quick.training.epochs != 7
+
+
+def test_epochs_alone_lift_the_limit_of_steps(quick: Config) -> None:
+    assert quick.training.max_steps > 0
+    assert quick.override(epochs=7).training.max_steps == 0
+    assert quick.override(epochs=7, max_steps=3).training.max_steps == 3
+    assert quick.override(batch_size=7).training.max_steps == quick.training.max_steps
 
 
 def test_dashes_serve_as_underscores(quick: Config) -> None:

@@ -104,9 +104,13 @@ class Config:
     def override(self, **values: Any) -> Config:  # noqa: ANN401 - values are checked against the fields' types
         """The same configuration with some fields, of any section, replaced.
 
+        Whoever gives `epochs` without `max_steps` means epochs: a preset's limit of steps is lifted.
+
         Raises:
             ConfigError: unknown field (the nearest name is suggested), wrong type, or value out of range.
         """
+        if "epochs" in values and not {"max_steps", "max-steps"} & values.keys():
+            values["max_steps"] = 0
         by_section: dict[str, dict[str, Any]] = {}
         for name, value in values.items():
             setting = find_setting(name)
