@@ -11,7 +11,7 @@ from sklearn.base import clone
 
 from adtr.calibration import split_holdout
 from adtr.data.folder import content_hash, open_dataset
-from adtr.detector import AnomalyDetector
+from adtr.detector import ROUNDING, AnomalyDetector
 from adtr.errors import AdtrError, ConfigError, DataError, ImageError, ModelError
 from adtr.prediction import Prediction
 from adtr.progress import Silent
@@ -127,8 +127,10 @@ def test_thresholds_come_from_held_out_good_images_and_nothing_else(detector: An
     assert data["image_hashes"] == [content_hash(path) for path in good]
     assert len(training) + len(held_out) == len(good)
     predictions = detector.predict([good[i] for i in held_out])
-    assert detector.thresholds_.image == pytest.approx(max(scores(predictions)), abs=1e-3)
-    assert detector.thresholds_.pixel == pytest.approx(max(p.score_map.max() for p in predictions), abs=1e-3)
+    highest = max(scores(predictions)), max(p.score_map.max() for p in predictions)
+    assert detector.thresholds_.image == pytest.approx(highest[0] * ROUNDING, rel=1e-4)
+    assert detector.thresholds_.pixel == pytest.approx(highest[1] * ROUNDING, rel=1e-4)
+    assert not any(prediction.is_anomalous for prediction in predictions)
     assert (detector.thresholds_.images, detector.thresholds_.false_alarm_rate) == (10, 0.01)
 
 

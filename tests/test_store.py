@@ -110,9 +110,10 @@ def test_a_missing_file_is_named(copy: Path, name: str) -> None:
 
 
 def test_what_is_no_folder_is_named(tmp_path: Path) -> None:
-    assert error_of(tmp_path / "none") == f"the model {tmp_path / 'none'} does not exist; `adtr fit DATA --output MODEL` makes one"
+    how = "`adtr fit DATA --output MODEL` makes one"
+    assert error_of(tmp_path / "none") == f"the model {tmp_path / 'none'} does not exist; {how}"
     (tmp_path / "file").write_text("x")
-    assert error_of(tmp_path / "file") == f"the model {tmp_path / 'file'} is a file, not a model folder; `adtr fit DATA --output MODEL` makes one"
+    assert error_of(tmp_path / "file") == f"the model {tmp_path / 'file'} is a file, not a model folder; {how}"
     assert "is not a model folder: it has no metadata.json" in error_of(tmp_path)
 
 

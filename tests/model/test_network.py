@@ -66,10 +66,25 @@ def test_only_the_reconstruction_learns() -> None:
     assert learning == {f"reconstruction.{name}" for name, _ in adtr.reconstruction.named_parameters()}
 
 
-@pytest.mark.parametrize("preset", ["quick", "paper-mvtec"])
-def test_the_reconstruction_has_the_configurations_sizes(preset: str) -> None:
+@pytest.mark.parametrize(("preset", "layers"), [("quick", 1), ("paper-mvtec", 4)])
+def test_the_reconstruction_has_the_configurations_sizes(preset: str, layers: int) -> None:
     config = load_preset(preset).override(backbone="tf_efficientnet_lite2", image_size=64)
     reconstruction = ADTR(config, "random").reconstruction
     assert reconstruction.query.shape == (256, 256)
     assert reconstruction.project_in.in_features == 560
-    assert (len(reconstruction.encoder), len(reconstruction.decoder)) == (4, 4)
+    assert (len(reconstruction.encoder), len(reconstruction.decoder)) == (layers, layers)
+
+
+def test_bf16_rounds_the_scores_and_leaves_the_weights_alone() -> None:
+    adtr = network()
+    images = torch.randint(0, 256, (2, *CONFIG.embedding.image_size, 3), dtype=torch.uint8)
+    kept = {name: value.clone() for name, value in adtr.embedding.weights.items()}
+    with torch.no_grad():
+        exact = adtr(images)
+        rounded = adtr.place(torch.device("cpu"), "bf16")(images)
+        back = adtr.place(torch.device("cpu"), "fp32")
+    assert not torch.equal(rounded.maps, exact.maps)
+    torch.testing.assert_close(rounded.maps, exact.maps, rtol=0.05, atol=0.05)
+    assert rounded.maps.dtype == torch.float32
+    assert {parameter.dtype for parameter in back.parameters()} == {torch.float32}
+    assert all(torch.equal(kept[name], value) for name, value in adtr.embedding.weights.items())

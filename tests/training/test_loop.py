@@ -292,7 +292,7 @@ def test_bf16_learns_as_well_where_it_is_in_hardware(cache: FeatureCache) -> Non
 
 
 def test_auto_is_fp32_where_bf16_is_slow(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "has_fast_bf16", lambda _device: False)
+    monkeypatch.setattr("adtr.device.has_fast_bf16", lambda _device: False)
     network, record = trained(cache, configuration(precision="auto"))
     assert record.precision == "fp32"
     assert_same(network, trained(cache, configuration())[0])

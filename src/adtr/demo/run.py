@@ -79,8 +79,8 @@ def run_demo(output: Path, *, texture: str, seed: int, progress: Progress) -> De
             "training": f"{training['total_seconds']:.0f} s on {training['device']}, seed {seed}",
             "tested on": f"{metrics.images} images, {metrics.anomalous} with a defect",
             "anomalous": f"above {thresholds.image:.4g}, set by {thresholds.images} more good images",
-            "false alarms": f"{false_alarms} of {metrics.images - metrics.anomalous} good images; on images like the held-out "
-            f"ones at most {thresholds.promised_rate:.1%} promised",
+            "false alarms": f"{false_alarms} of {metrics.images - metrics.anomalous} good images; "
+            f"at most {thresholds.promised_rate:.1%} promised on images like the held-out ones",
         },
         metrics=_rows(metrics, baseline_metrics),
         samples=[Path(sample).relative_to(output).as_posix() for sample in samples],
