@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,15 +19,15 @@ import adtr
 from adtr.calibration import Thresholds, calibrate, split_holdout
 from adtr.config import Config, load_preset
 from adtr.data.folder import Dataset, Sample, content_hash, open_dataset
-from adtr.data.images import read_mask
 from adtr.data.loading import LoadedImage, SkippedImage, load_images
+from adtr.data.sources import as_sources, in_batches, loaded_hash, training_sources
 from adtr.errors import AdtrError, ConfigError, DataError
+from adtr.evaluation import Evaluated, add_to_metrics
 from adtr.metrics import Metrics, MetricsAccumulator
 from adtr.prediction import Prediction
 from adtr.progress import Progress, Silent
 
 if TYPE_CHECKING:
-    from PIL import Image
     from torch import Tensor
 
     from adtr.model.network import ADTR
@@ -37,22 +37,6 @@ ROUNDING = 1.001
 """Scores of one image differ a little between batches, machines and the feature cache; thresholds lie above that."""
 
 OnError = Literal["raise", "skip"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluated:
-    """One image of a data set with its verdict."""
-
-    sample: Sample
-    prediction: Prediction
-    image: Image.Image | None = None
-    """The image itself, where it was asked for."""
-
-    def truth(self) -> NDArray[np.bool_] | None:
-        """Anomalous pixels, (H, W); none are in a good image; None where nobody marked them."""
-        if not self.sample.is_anomalous:
-            return np.zeros(self.prediction.size, np.bool_)
-        return None if self.sample.mask is None else read_mask(self.sample.mask, self.prediction.size)
 
 
 class AnomalyDetector:
@@ -179,7 +163,7 @@ class AnomalyDetector:
 
         progress = progress or Silent()
         started = time.perf_counter()
-        sources, root = _training_sources(images)
+        sources, root = training_sources(images)
         split_holdout(len(sources), self.config.calibration, 0)  # too few images fail before any work
         device = choose_device(self.device)
         torch.manual_seed(self.config.training.seed)
@@ -256,9 +240,9 @@ class AnomalyDetector:
         hashes: list[str] = []
         loaded = load_images(sources, self.config.embedding.image_size, on_error=on_error, skipped=self.skipped_)
         progress.start("features", total=len(sources))
-        for batch in _batches(loaded, 16):
+        for batch in in_batches(loaded, 16):
             cache.append(network.embedding(_to_tensor(batch, network)))
-            hashes += [_content_hash(image) for image in batch]
+            hashes += [loaded_hash(image) for image in batch]
             progress.advance(len(batch))
         progress.finish()
         if not len(cache):
@@ -311,7 +295,7 @@ class AnomalyDetector:
             keep_original=keep_images,
             prefetch=max(8, 2 * batch_size),
         )
-        for batch in _batches(loaded, batch_size):
+        for batch in in_batches(loaded, batch_size):
             scores, maps = self._compare(batch)
             for image, score, score_map in zip(batch, scores, maps, strict=True):
                 yield (
@@ -453,70 +437,6 @@ class AnomalyDetector:
             raise AdtrError("this detector has learned nothing yet; call fit(), or AnomalyDetector.load(folder)")
 
 
-def add_to_metrics(accumulator: MetricsAccumulator, item: Evaluated) -> None:
-    """Let one evaluated image count."""
-    accumulator.add(
-        item.prediction.score,
-        item.prediction.anomaly_map,
-        item.truth() if item.sample.is_anomalous else None,
-        defect_type=item.sample.defect_type,
-    )
-
-
-def as_sources(images: object) -> Sequence[object]:
-    """One or many images in any accepted form as a sequence; a folder becomes the images below it.
-
-    Raises:
-        DataError: there is none.
-    """
-    from adtr.data.folder import list_images
-
-    if isinstance(images, str | os.PathLike):
-        path = Path(images)
-        sources: Sequence[object] = list_images(path, recursive=True) if path.is_dir() else [path]
-    elif isinstance(images, Sequence):
-        sources = images
-    elif getattr(images, "ndim", None) == 4:
-        sources = list(images)  # type: ignore[call-overload]
-    elif hasattr(images, "ndim") or not isinstance(images, Iterable):
-        sources = [images]
-    else:
-        sources = list(images)
-    if not sources:
-        raise DataError(f"no images in {images}" if isinstance(images, str | os.PathLike) else "no images were given")
-    return sources
-
-
-def _training_sources(images: object) -> tuple[Sequence[object], str | None]:
-    """Good images, and the folder's name if they came from one."""
-    dataset = images if isinstance(images, Dataset) else None
-    if isinstance(images, str | os.PathLike) and not Path(images).is_file():
-        dataset = open_dataset(images)
-    if dataset is None:
-        return as_sources(images), None
-    if not dataset.train:
-        raise DataError(
-            f"no good images to learn from in {dataset.root}: expected train/good/, good/, or images inside"
-        )
-    return [sample.path for sample in dataset.train], dataset.root.name
-
-
-def _batches(images: Iterator[LoadedImage], size: int) -> Iterator[list[LoadedImage]]:
-    batch: list[LoadedImage] = []
-    try:
-        for image in images:
-            batch.append(image)
-            if len(batch) == size:
-                yield batch
-                batch = []
-    except AdtrError:
-        if batch:  # the good images before an unreadable one get their verdicts
-            yield batch
-        raise
-    if batch:
-        yield batch
-
-
 def _to_tensor(batch: Sequence[LoadedImage], network: ADTR) -> Tensor:
     import torch
 
@@ -540,12 +460,6 @@ def _score_cached(
             maps.append(comparison.maps.float().cpu().numpy())
             scores.append(comparison.scores.float().cpu().numpy())
     return np.concatenate(maps), np.concatenate(scores)
-
-
-def _content_hash(image: LoadedImage) -> str:
-    if image.path is not None:
-        return content_hash(image.path)
-    return hashlib.sha256(image.pixels.tobytes()).hexdigest()[:16]
 
 
 def _version(package: str) -> str:

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from adtr.data.folder import Sample
-from adtr.detector import Evaluated
 from adtr.errors import AdtrError
+from adtr.evaluation import Evaluated
 from adtr.prediction import Prediction
 from adtr.report.sinks import output_paths, save_map, save_overlay, save_panel
 

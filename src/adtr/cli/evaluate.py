@@ -66,7 +66,8 @@ def command(
         panel_paths = dict(zip(images, output_paths(images, names, panels, ".jpg"), strict=True))
         check_writable(panels)
 
-    from adtr.detector import AnomalyDetector, add_to_metrics
+    from adtr.detector import AnomalyDetector
+    from adtr.evaluation import add_to_metrics
     from adtr.metrics import MetricsAccumulator
 
     detector = AnomalyDetector.load(model, device=device, backbone_weights=backbone_weights)

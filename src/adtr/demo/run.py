@@ -10,7 +10,8 @@ from pathlib import Path
 from adtr.demo.baseline import MeanImageBaseline
 from adtr.demo.page import MetricRow, Panel, write_index
 from adtr.demo.textures import build_demo_dataset
-from adtr.detector import AnomalyDetector, Evaluated, add_to_metrics
+from adtr.detector import AnomalyDetector
+from adtr.evaluation import Evaluated, add_to_metrics
 from adtr.metrics import Metrics, MetricsAccumulator
 from adtr.progress import Progress
 from adtr.report.sinks import save_panel

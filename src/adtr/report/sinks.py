@@ -16,7 +16,7 @@ from adtr.report.pictures import overlay, panel, shown_range
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from adtr.detector import Evaluated
+    from adtr.evaluation import Evaluated
 
 
 def output_paths(images: Sequence[Path], names: Iterable[Path], folder: Path, suffix: str) -> list[Path]:
