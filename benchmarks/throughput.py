@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 
 from adtr import AnomalyDetector, Config, load_preset
+from adtr.device import keep_freed_memory
 from adtr.model.network import ADTR
+from adtr.training.batches import GoodImages
 from adtr.training.feature_cache import FeatureCache
 from adtr.training.loop import train
 from common import matrix_ceiling, median_seconds, parser, peak_memory, table, write
@@ -37,10 +39,11 @@ def training(config: Config, steps: int) -> dict[str, object]:
     height, width = config.embedding.grid_size
     cache = FeatureCache(64, height * width, network.embedding.channels)
     cache.append(torch.randn(64, height * width, network.embedding.channels))
-    index = torch.arange(64)
+    data = GoodImages(network, cache, torch.arange(64))
     device = torch.device("cpu")
-    train(network, cache, index, config.override(max_steps=3).training, device=device)
-    record = train(network, cache, index, config.training, device=device)
+    keep_freed_memory()
+    train(network, data, config.override(max_steps=3).training, device=device)
+    record = train(network, data, config.training, device=device)
     images = record.steps * config.training.batch_size
     flops = 3 * reconstruction_flops(config, network.embedding.channels) * images / record.seconds
     ceilings = {name: matrix_ceiling(name) for name in ("bfloat16", "float32")}

@@ -1,3 +1,7 @@
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -67,3 +71,27 @@ def test_bf16_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     assert has_fast_bf16(torch.device("mps")) is False
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: not including_emulation)
     assert has_fast_bf16(torch.device("cuda")) is True
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+def test_freed_memory_is_kept() -> None:
+    """What a step frees serves the next one: without it, each large tensor is mapped and zeroed anew."""
+    code = """
+import resource, sys
+import torch
+from adtr.device import keep_freed_memory
+
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+for i in range(16):
+    if i == 11:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(10 << 20)  # 40 MiB
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    give_back, keep = (
+        int(subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("give back", "keep")
+    )
+    assert give_back > 10_000
+    assert keep < give_back / 3

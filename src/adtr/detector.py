@@ -159,6 +159,7 @@ class AnomalyDetector:
 
         from adtr.device import choose_device, choose_precision
         from adtr.model.network import ADTR
+        from adtr.training.batches import GoodImages
         from adtr.training.loop import train
 
         progress = progress or Silent()
@@ -181,8 +182,7 @@ class AnomalyDetector:
         data_fingerprint = hashlib.sha256("".join(hashes).encode()).hexdigest()
         record = train(
             network,
-            cache,
-            torch.from_numpy(training),
+            GoodImages(network, cache, torch.from_numpy(training)),
             self.config.training,
             device=device,
             fingerprint=hashlib.sha256(

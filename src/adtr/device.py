@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
+from functools import cache
+
 import torch
 
 from adtr.errors import ConfigError
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -44,3 +50,20 @@ def has_fast_bf16(device: torch.device) -> bool:
         return False
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Let the C library keep what tensors free, up to 512 MiB, in place of giving it back and asking for it again.
+
+    The activations of a step are larger than what glibc keeps by default: each is mapped, zeroed by the kernel, used
+    once and unmapped, at a fifth of the time of a training step. Does nothing where there is no glibc.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(_M_MMAP_THRESHOLD, 128 << 20)
+    mallopt(_M_TRIM_THRESHOLD, 512 << 20)

@@ -9,6 +9,7 @@ from adtr.errors import ModelError
 from adtr.model.network import ADTR
 from adtr.progress import Silent
 from adtr.training import loop
+from adtr.training.batches import GoodImages
 from adtr.training.checkpoint import FILE
 from adtr.training.feature_cache import FeatureCache
 from adtr.training.loop import TrainingRecord, epoch_order, train
@@ -86,7 +87,9 @@ class Ledger(Silent):
 
 def trained(cache: FeatureCache, config: Config, **options: object) -> tuple[ADTR, TrainingRecord]:
     network = new_network(config)
-    record = train(network, cache, INDEX, config.training, device=CPU, fingerprint="print", **options)
+    record = train(
+        network, GoodImages(network, cache, INDEX), config.training, device=CPU, fingerprint="print", **options
+    )
     return network, record
 
 
@@ -138,7 +141,7 @@ def test_features_are_standardised_before_they_are_learned(cache: FeatureCache) 
     network = new_network(config)
     network.feature_mean.copy_(mean)
     network.feature_std.copy_(std)
-    train(network, cache, INDEX, config.training, device=CPU)
+    train(network, GoodImages(network, cache, INDEX), config.training, device=CPU)
     for name, a in network.reconstruction.state_dict().items():
         torch.testing.assert_close(a, expected.reconstruction.state_dict()[name], rtol=1e-3, atol=1e-5)
 
@@ -249,11 +252,11 @@ def test_a_checkpoint_of_another_run_is_refused(
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1)
     config = configuration(epochs=1)
     trained(cache, config, checkpoint=tmp_path)
+    network = new_network(config)
     with pytest.raises(ModelError, match="other images or another configuration"):
         train(
-            new_network(config),
-            cache,
-            INDEX,
+            network,
+            GoodImages(network, cache, INDEX),
             config.training,
             device=CPU,
             fingerprint="another print",
@@ -304,7 +307,16 @@ def test_training_on_the_gpu_learns_as_on_the_cpu(cache: FeatureCache, optimizer
     config = configuration(optimizer=optimizer, epochs=25)
     _, on_cpu = trained(cache, config)
     network = new_network(config).to("cuda")
-    on_gpu = train(network, cache, INDEX, config.training, device=torch.device("cuda"))
+    on_gpu = train(network, GoodImages(network, cache, INDEX), config.training, device=torch.device("cuda"))
     assert on_gpu.losses[0] == pytest.approx(on_cpu.losses[0], rel=0.05)
     assert on_gpu.losses[-1] < 0.5 * on_gpu.losses[0]
     assert network.reconstruction.query.device.type == "cuda"
+
+
+def test_a_batch_in_several_passes_learns_the_same(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configuration(batch_size=7)  # passes of 3, 3 and 1, which must weigh 3, 3 and 1
+    _, whole = trained(cache, config)
+    monkeypatch.setattr(loop, "CPU_PASS", 3)
+    _, parts = trained(cache, config)
+    assert parts.losses == pytest.approx(whole.losses, rel=1e-4)
+    assert parts.losses != whole.losses

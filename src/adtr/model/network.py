@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adtr.config import Config
+from adtr.device import keep_freed_memory
 from adtr.model.comparison import feature_difference, image_score, score_map
 from adtr.model.embedding import Embedding
 from adtr.model.reconstruction import Reconstruction
@@ -49,6 +50,8 @@ class ADTR(nn.Module):
 
         The reconstruction's own weights stay float32, so that they can be trained and saved exactly.
         """
+        if device.type == "cpu":
+            keep_freed_memory()
         self._autocast = precision == "bf16"
         self.embedding.backbone.to(torch.bfloat16 if self._autocast else torch.float32)
         return self.to(device)

@@ -13,15 +13,18 @@ from torch import Tensor
 
 from adtr.config import TrainingConfig
 from adtr.device import choose_precision
-from adtr.model.losses import reconstruction_loss
 from adtr.model.network import ADTR
 from adtr.progress import Progress, Silent
+from adtr.training.batches import TrainingData
 from adtr.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from adtr.training.feature_cache import FeatureCache
 from adtr.training.optimization import create_optimizers, learning_rate_factor, training_steps
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+CPU_PASS = 8
+"""Images in one forward and backward pass on a CPU, where the activations of more fall out of the caches. Larger
+batches take several passes, whose gradients add up to the batch's."""
 
 CHECKPOINT_SECONDS = 20.0
 """At least this long between two checkpoints."""
@@ -32,7 +35,7 @@ class TrainingRecord:
     """What happened in training."""
 
     losses: list[float]
-    """Mean of L_norm in each epoch, the last of which may be cut short by `max_steps`."""
+    """Mean loss in each epoch, the last of which may be cut short by `max_steps`."""
     steps: int
     """Optimiser steps in all."""
     seconds: float
@@ -61,8 +64,7 @@ def create_fabric(device: torch.device, precision: str) -> tuple[Fabric, str]:
 
 def train(
     network: ADTR,
-    cache: FeatureCache,
-    index: Tensor,
+    data: TrainingData,
     config: TrainingConfig,
     *,
     device: torch.device,
@@ -71,16 +73,15 @@ def train(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> TrainingRecord:
-    """Train the reconstruction on cached features with L_norm (Eq. 1).
+    """Train the reconstruction.
 
     Every epoch draws its order from the seed and its own number, so that a resumed run sees what an uninterrupted
     one would have seen.
 
     Args:
         network: is trained in place.
-        cache: raw features of all images.
-        index: rows of `cache` to train on, (n,) int64.
-        config: see `TrainingConfig`.
+        data: gives batches and their loss.
+        config: see `TrainingConfig`; `batch_size` counts the good images of a batch.
         device: where to train.
         fingerprint: of data and configuration; a checkpoint of another one is refused.
         checkpoint: folder for checkpoints; None writes none.
@@ -101,30 +102,31 @@ def train(
     model, *optimizers = fabric.setup(network.reconstruction, *optimizers)
     model.train()
 
-    per_epoch = -(-len(index) // config.batch_size)
+    per_epoch = -(-len(data) // config.batch_size)
     steps = training_steps(config, per_epoch)
     losses, resumed_at = list(state.losses), state.step
     total = torch.tensor(state.epoch_loss, device=device)  # of the images of this epoch so far
-    order = index[epoch_order(len(index), config.seed, resumed_at // per_epoch)]
+    order = epoch_order(len(data), config.seed, resumed_at // per_epoch)
     saved = time.perf_counter()
     progress.start("training", total=steps, done=resumed_at)
     for step in range(resumed_at, steps):
-        epoch, batch = divmod(step, per_epoch)
-        if batch == 0:
-            order = index[epoch_order(len(index), config.seed, epoch)]
-        rows = order[batch * config.batch_size : (batch + 1) * config.batch_size]
+        epoch, place = divmod(step, per_epoch)
+        if place == 0:
+            order = epoch_order(len(data), config.seed, epoch)
+        rows = order[place * config.batch_size : (place + 1) * config.batch_size]
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * learning_rate_factor(config, step, per_epoch)
             optimizer.zero_grad()
-        features = network.standardize(cache[rows].to(device))
-        loss = reconstruction_loss(features, model(features))
-        fabric.backward(loss)
+        batch = data.batch(rows, step)
+        for part in batch.split(CPU_PASS if device.type == "cpu" else len(batch)):
+            loss = data.loss(part, model(part.features)).sum() / len(batch)
+            fabric.backward(loss)
+            total += loss.detach() * len(rows)
         for optimizer in optimizers:
             optimizer.step()
-        total += loss.detach() * len(rows)
-        if batch == per_epoch - 1 or step == steps - 1:
-            seen = min((batch + 1) * config.batch_size, len(index))
+        if place == per_epoch - 1 or step == steps - 1:
+            seen = min((place + 1) * config.batch_size, len(data))
             losses.append(float(total) / seen)
             total = torch.zeros((), device=device)
         progress.advance(1, note=f"loss {losses[-1]:.2f}" if losses else "")
@@ -139,7 +141,7 @@ def train(
         losses=losses,
         steps=steps,
         seconds=state.seconds + time.perf_counter() - start,
-        images=len(index),
+        images=len(data),
         precision=precision,
         resumed_at=resumed_at,
     )
