@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from sklearn.base import clone
 
-from adtr.calibration import split_holdout
+from adtr.calibration import ROUNDING, split_holdout
 from adtr.data.folder import content_hash, open_dataset
-from adtr.detector import ROUNDING, AnomalyDetector
+from adtr.detector import AnomalyDetector
 from adtr.errors import AdtrError, ConfigError, DataError, ImageError, ModelError
 from adtr.prediction import Prediction
 from adtr.progress import Silent

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from adtr.config import CalibrationConfig
 from adtr.errors import DataError
 
+ROUNDING = 1.001
+"""Scores of one image differ a little between batches, machines and the feature cache; thresholds lie above that."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
@@ -86,3 +89,10 @@ def calibrate(
         false_alarm_rate=false_alarm_rate,
         promised_rate=1 - k / (n + 1),
     )
+
+
+def calibrate_detector(
+    image_scores: NDArray[np.floating], score_maps: NDArray[np.floating], false_alarm_rate: float
+) -> Thresholds:
+    """`calibrate` on held-out images' scores (n,) and maps (n, H, W), with a margin for rounding."""
+    return calibrate(image_scores * ROUNDING, score_maps.max(axis=(1, 2)) * ROUNDING, false_alarm_rate)

@@ -82,6 +82,22 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImprovementConfig:
+    """ADTR+ (Section 3.3): how a trained detector goes on to learn from anomalies."""
+
+    improve_epochs: int = _setting("improve: passes over the good training images", low=1)
+    improve_max_steps: int = _setting("improve: end after so many training steps; 0: no limit", low=0)
+    improve_learning_rate: float = _setting("improve: peak learning rate", low=0, high=10)
+    improve_drop_epoch: int = _setting("improve: epoch after which the step schedule takes 0.1 of the rate", low=1)
+    alpha: float = _setting("weight of the terms that push anomalies away (Eq. 7 and 9)", low=0, high=1e6)
+    top_k: int = _setting("positions in an image's score q where only its label is known (Eq. 8)", low=1)
+    anomaly_share: float = _setting("share of anomalies among the images of a training step", low=0.01, high=0.9)
+    anomaly_holdout: float = _setting(
+        "share of each type's labelled anomalies that is not learned from but judged, before and after", low=0, high=0.9
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class CalibrationConfig:
     """The decision thresholds, from good images held out of training."""
 
@@ -99,6 +115,7 @@ class Config:
     reconstruction: ReconstructionConfig
     comparison: ComparisonConfig
     training: TrainingConfig
+    improvement: ImprovementConfig
     calibration: CalibrationConfig
 
     def override(self, **values: Any) -> Config:  # noqa: ANN401 - values are checked against the fields' types
@@ -109,14 +126,28 @@ class Config:
         Raises:
             ConfigError: unknown field (the nearest name is suggested), wrong type, or value out of range.
         """
-        if "epochs" in values and not {"max_steps", "max-steps"} & values.keys():
-            values["max_steps"] = 0
+        given = {name.replace("-", "_") for name in values}
+        for stage in ("", "improve_"):
+            if f"{stage}epochs" in given and f"{stage}max_steps" not in given:
+                values[f"{stage}max_steps"] = 0
         by_section: dict[str, dict[str, Any]] = {}
         for name, value in values.items():
             setting = find_setting(name)
             by_section.setdefault(setting.section, {})[setting.name] = setting.parse(value)
         sections = {s: replace(getattr(self, s), **changed) for s, changed in by_section.items()}
         return replace(self, **sections)
+
+    def improvement_training(self) -> TrainingConfig:
+        """The training loop's configuration while it learns from anomalies; `batch_size` counts the good images."""
+        improvement = self.improvement
+        return replace(
+            self.training,
+            epochs=improvement.improve_epochs,
+            max_steps=improvement.improve_max_steps,
+            learning_rate=improvement.improve_learning_rate,
+            drop_epoch=improvement.improve_drop_epoch,
+            batch_size=max(1, round(self.training.batch_size * (1 - improvement.anomaly_share))),
+        )
 
     def flat(self) -> dict[str, Any]:
         """Every field of every section under its flat name."""
@@ -149,6 +180,7 @@ _SECTIONS: dict[str, Any] = {
     "reconstruction": ReconstructionConfig,
     "comparison": ComparisonConfig,
     "training": TrainingConfig,
+    "improvement": ImprovementConfig,
     "calibration": CalibrationConfig,
 }
 

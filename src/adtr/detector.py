@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import adtr
-from adtr.calibration import Thresholds, calibrate, split_holdout
+from adtr.calibration import Thresholds, calibrate_detector, split_holdout
 from adtr.config import Config, load_preset
 from adtr.data.folder import Dataset, Sample, content_hash, open_dataset
 from adtr.data.loading import LoadedImage, SkippedImage, load_images
-from adtr.data.sources import as_sources, in_batches, loaded_hash, training_sources
+from adtr.data.sources import as_sources, in_batches, training_sources
 from adtr.errors import AdtrError, ConfigError, DataError
 from adtr.evaluation import Evaluated, add_to_metrics
 from adtr.metrics import Metrics, MetricsAccumulator
@@ -30,11 +30,9 @@ from adtr.progress import Progress, Silent
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from adtr.data.anomalies import Anomalies
+    from adtr.improvement import Improvement, Labels
     from adtr.model.network import ADTR
-    from adtr.training.feature_cache import FeatureCache
-
-ROUNDING = 1.001
-"""Scores of one image differ a little between batches, machines and the feature cache; thresholds lie above that."""
 
 OnError = Literal["raise", "skip"]
 
@@ -57,7 +55,9 @@ class AnomalyDetector:
         network_: the trained network.
         thresholds_: decision thresholds, in the units of the scores.
         metadata_: versions, data, training record.
-        skipped_: images that could not be read in the latest fit, predict or evaluate.
+        skipped_: images that could not be read in the latest fit, improve, predict or evaluate.
+        features_: features of the good images, (n, N, C), where `fit` kept them; else None.
+        improvement_: what the latest `improve` did; None for a detector that was only fitted.
 
     Raises:
         ConfigError: unknown preset or field, or a value out of range.
@@ -66,6 +66,10 @@ class AnomalyDetector:
     network_: ADTR
     thresholds_: Thresholds
     metadata_: dict[str, Any]
+    features_: Tensor | None = None
+    improvement_: Improvement | None = None
+    _good: Sequence[object] | None = None
+    """Good images that `fit` got from memory."""
 
     def __init__(
         self,
@@ -132,6 +136,7 @@ class AnomalyDetector:
         y: object = None,  # noqa: ARG002 - scikit-learn's signature
         *,
         on_error: OnError = "raise",
+        keep_features: bool = False,
         work_folder: str | os.PathLike[str] | None = None,
         resume: bool = False,
         progress: Progress | None = None,
@@ -143,6 +148,7 @@ class AnomalyDetector:
                 uint8 arrays (H, W, 3) or tensors, one or many.
             y: ignored; scikit-learn's pipelines pass it.
             on_error: "raise" stops at an unreadable image; "skip" names it in `skipped_` and goes on.
+            keep_features: keep the images' features in `features_` and in the saved model, for `improve`.
             work_folder: checkpoints are kept there, so that a run that was cut can be resumed.
             resume: go on from the work folder's checkpoint, if there is one.
             progress: is told of the stages.
@@ -160,6 +166,7 @@ class AnomalyDetector:
         from adtr.device import choose_device, choose_precision
         from adtr.model.network import ADTR
         from adtr.training.batches import GoodImages
+        from adtr.training.features import embed_images, score_cached
         from adtr.training.loop import train
 
         progress = progress or Silent()
@@ -171,14 +178,16 @@ class AnomalyDetector:
         precision = choose_precision(self.config.training.precision, device)
         network = ADTR(self.config, self.backbone_weights).place(device, precision)
 
-        cache, hashes = self._embed(network, sources, on_error, progress)
+        self.skipped_ = []
+        embedded = embed_images(network, sources, on_error=on_error, skipped=self.skipped_, progress=progress)
+        cache, hashes = embedded.cache, embedded.hashes
         seed = self.config.training.seed
         training, held_out = split_holdout(len(cache), self.config.calibration, seed)
         if self.config.embedding.standardize:
             mean, std = cache.statistics(torch.from_numpy(training))
             network.feature_mean.copy_(mean)
             network.feature_std.copy_(std)
-        embedded = time.perf_counter()
+        embedding_seconds = time.perf_counter() - started
         data_fingerprint = hashlib.sha256("".join(hashes).encode()).hexdigest()
         record = train(
             network,
@@ -192,62 +201,121 @@ class AnomalyDetector:
             resume=resume,
             progress=progress,
         )
-        maps, scores = _score_cached(network, cache, torch.from_numpy(held_out), device)
-        cache.close()
+        scores, maps = score_cached(network, cache, torch.from_numpy(held_out))
+        if keep_features:
+            self.features_ = cache.features[: len(cache)]
+        else:
+            cache.close()
         self.network_ = network
-        self.thresholds_ = calibrate(
-            scores * ROUNDING, maps.max(axis=(1, 2)) * ROUNDING, self.config.calibration.false_alarm_rate
-        )
+        self.thresholds_ = calibrate_detector(scores, maps, self.config.calibration.false_alarm_rate)
+        self._good = None if root else sources
         self.metadata_ = {
             "adtr": adtr.__version__,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "versions": {name: _version(name) for name in ("torch", "timm", "numpy", "pillow")},
             "python": platform.python_version(),
             "data": {
-                "folder": root,
+                "folder": root.name if root else None,
+                "path": str(root.resolve()) if root else None,
                 "images": len(hashes),
                 "skipped": len(self.skipped_),
                 "held_out": len(held_out),
                 "fingerprint": data_fingerprint,
                 "image_hashes": hashes,
+                "held_out_hashes": [hashes[i] for i in held_out],
             },
             "training": {
                 **asdict(record),
                 "device": str(device),
-                "embedding_seconds": embedded - started,
+                "embedding_seconds": embedding_seconds,
                 "total_seconds": time.perf_counter() - started,
             },
         }
         return self
 
-    def _embed(
-        self, network: ADTR, sources: Sequence[object], on_error: OnError, progress: Progress
-    ) -> tuple[FeatureCache, list[str]]:
-        """Raw features of all readable images, and a hash of the contents of each."""
-        import torch
+    # Learning from anomalies.
 
-        from adtr.training.feature_cache import FeatureCache
+    def improve(
+        self,
+        anomalies: str | os.PathLike[str] | Anomalies | None = None,
+        *,
+        labels: Labels = "auto",
+        synthetic: Sequence[str] = (),
+        external: object = None,
+        good: object = None,
+        annotations: str | os.PathLike[str] | None = None,
+        on_error: OnError = "raise",
+        work_folder: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        progress: Progress | None = None,
+        **overrides: Any,  # noqa: ANN401 - checked by Config.override
+    ) -> AnomalyDetector:
+        """ADTR+ (Section 3.3): a new detector that went on to learn from anomalies; this one stays as it is.
 
-        self.skipped_ = []
-        height, width = self.config.embedding.grid_size
-        exact = self.config.training.precision == "fp32"
-        cache = FeatureCache(
-            len(sources),
-            height * width,
-            network.embedding.channels,
-            dtype=torch.float32 if exact else torch.float16,
+        The thresholds are set anew on held-out good images. A part of each defect type and the held-out good images
+        judge both detectors; see `improvement_` of the new one.
+
+        Args:
+            anomalies: a folder of labelled images (see `adtr.data.anomalies.open_anomalies`).
+            labels: "pixel" asks for a mask of every image, "image" ignores masks, "auto" takes those that exist.
+            synthetic: kinds of made anomalies: "confetti", "scar", "blend".
+            external: an irrelevant data set, whose images all count as anomalies: a folder, a parquet file or images.
+            good: the good images; by default the features that `fit` kept, or the folder that it read.
+            annotations: a COCO file for `anomalies`.
+            on_error: "raise" stops at an unreadable image; "skip" names it in `skipped_` and goes on.
+            work_folder: checkpoints are kept there, so that a run that was cut can be resumed.
+            resume: go on from the work folder's checkpoint, if there is one.
+            progress: is told of the stages.
+            **overrides: fields of the training, improvement and calibration sections.
+
+        Returns:
+            The new detector.
+
+        Raises:
+            ConfigError: nothing to learn from, or a field that cannot change now.
+            DataError: no good images at hand, a mask is missing, or a folder holds nothing.
+            ImageError: an unreadable image or mask.
+            ModelError: the checkpoint belongs to another run.
+        """
+        from adtr.improvement import improve
+
+        self._require_fitted()
+        network, config, thresholds, metadata, improvement, skipped = improve(
+            self,
+            anomalies,
+            labels=labels,
+            synthetic=synthetic,
+            external=external,
+            good=good,
+            annotations=annotations,
+            on_error=on_error,
+            work_folder=work_folder,
+            resume=resume,
+            progress=progress,
+            overrides=overrides,
         )
-        hashes: list[str] = []
-        loaded = load_images(sources, self.config.embedding.image_size, on_error=on_error, skipped=self.skipped_)
-        progress.start("features", total=len(sources))
-        for batch in in_batches(loaded, 16):
-            cache.append(network.embedding(_to_tensor(batch, network)))
-            hashes += [loaded_hash(image) for image in batch]
-            progress.advance(len(batch))
-        progress.finish()
-        if not len(cache):
-            raise DataError("none of the images could be read")
-        return cache, hashes
+        better = self.from_config(config, device=self.device, backbone_weights=self.backbone_weights)
+        better.network_, better.thresholds_, better.metadata_ = network, thresholds, metadata
+        better.improvement_, better.skipped_ = improvement, skipped
+        better._good = self._good  # noqa: SLF001 - of this very class
+        return better
+
+    def good_sources(self) -> Sequence[object]:
+        """The good images of `fit`, which are read again where their features were not kept.
+
+        Raises:
+            DataError: their folder is not there any more, or was never known.
+        """
+        self._require_fitted()
+        if self._good is not None:
+            return self._good
+        path = self.metadata_["data"]["path"]
+        if path is None or not Path(path).is_dir():
+            where = f"{path} is not there any more" if path else "they came from memory"
+            raise DataError(
+                f"the good images that the model learned from are not at hand ({where}); give them with --good"
+            )
+        return training_sources(path)[0]
 
     # Predicting.
 
@@ -314,8 +382,10 @@ class AnomalyDetector:
     def _compare(self, batch: Sequence[LoadedImage]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         import torch
 
+        from adtr.training.features import to_tensor
+
         with torch.inference_mode():
-            comparison = self.network_(_to_tensor(batch, self.network_))
+            comparison = self.network_(to_tensor(batch, self.network_))
         return comparison.scores.float().cpu().numpy(), comparison.maps.float().cpu().numpy()
 
     def score_samples(self, images: object) -> NDArray[np.float64]:
@@ -375,9 +445,14 @@ class AnomalyDetector:
         self._require_fitted()
         if not isinstance(dataset, Dataset):
             dataset = open_dataset(dataset, reserve=False)
-        learned = set(self.metadata_["data"]["image_hashes"])
+        good = set(self.metadata_["data"]["image_hashes"])
+        anomalous = {digest for past in self.metadata_.get("improvements", []) for digest in past["hashes"]}
         samples = [
-            s for s in dataset.test if s.is_anomalous or not s.path.is_file() or content_hash(s.path) not in learned
+            sample
+            for sample in dataset.test
+            if not (learned := anomalous if sample.is_anomalous else good)
+            or not sample.path.is_file()
+            or content_hash(sample.path) not in learned
         ]
         if not samples:
             raise DataError(
@@ -404,7 +479,14 @@ class AnomalyDetector:
         self._require_fitted()
         source = self.network_.embedding.source
         stored = store_backbone or not source.startswith(("package", "hub"))
-        save_model(Path(folder), self.network_, self.thresholds_, self.metadata_, store_backbone=stored)
+        save_model(
+            Path(folder),
+            self.network_,
+            self.thresholds_,
+            self.metadata_,
+            store_backbone=stored,
+            features=self.features_,
+        )
 
     @classmethod
     def load(
@@ -420,46 +502,22 @@ class AnomalyDetector:
             ModelError: the folder is incomplete or altered, or the backbone is not the one of training.
         """
         from adtr.device import choose_device, choose_precision
-        from adtr.store import load_model
+        from adtr.store import load_model, read_features
 
         chosen = choose_device(device)
         network, thresholds, metadata = load_model(Path(folder), backbone_weights)
         detector = cls.from_config(network.config, device=device, backbone_weights=backbone_weights)
         detector.network_ = network.place(chosen, choose_precision(network.config.training.precision, chosen))
         detector.thresholds_ = thresholds
+        detector.features_ = read_features(Path(folder), metadata)
         detector.metadata_ = {
-            k: v for k, v in metadata.items() if k not in ("format", "thresholds", "backbone", "files")
+            k: v for k, v in metadata.items() if k not in ("format", "thresholds", "backbone", "files", "features")
         }
         return detector
 
     def _require_fitted(self) -> None:
         if not self.is_fitted:
             raise AdtrError("this detector has learned nothing yet; call fit(), or AnomalyDetector.load(folder)")
-
-
-def _to_tensor(batch: Sequence[LoadedImage], network: ADTR) -> Tensor:
-    import torch
-
-    pixels = torch.from_numpy(np.stack([image.pixels for image in batch]))
-    return pixels.to(network.feature_mean.device)
-
-
-def _score_cached(
-    network: ADTR,
-    cache: FeatureCache,
-    index: Tensor,
-    device: Any,  # noqa: ANN401 - torch is imported by callers
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Score maps (n, h, w) and image scores (n,) of images whose features are at hand."""
-    import torch
-
-    maps, scores = [], []
-    with torch.inference_mode():
-        for rows in torch.split(index, 16):
-            comparison = network.compare(network.standardize(cache[rows].to(device)))
-            maps.append(comparison.maps.float().cpu().numpy())
-            scores.append(comparison.scores.float().cpu().numpy())
-    return np.concatenate(maps), np.concatenate(scores)
 
 
 def _version(package: str) -> str:

@@ -21,10 +21,17 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 WEIGHTS, CONFIG, METADATA, BACKBONE = "model.safetensors", "config.json", "metadata.json", "backbone.safetensors"
+FEATURES = "features.safetensors"
 
 
 def save_model(
-    folder: Path, network: ADTR, thresholds: Thresholds, record: dict[str, Any], *, store_backbone: bool
+    folder: Path,
+    network: ADTR,
+    thresholds: Thresholds,
+    record: dict[str, Any],
+    *,
+    store_backbone: bool,
+    features: Tensor | None = None,
 ) -> None:
     """Write a model folder whole, or not at all.
 
@@ -34,11 +41,12 @@ def save_model(
         thresholds: calibrated.
         record: what else to remember (versions, data, training); JSON values.
         store_backbone: put the backbone's weights inside.
+        features: of the good images, (n, N, C), to be put inside.
 
     Raises:
         AdtrError: the folder cannot be written, or holds something that is no model.
     """
-    from safetensors.torch import save
+    from safetensors.torch import save, save_file
 
     check_replaceable(folder)
     state = {
@@ -63,8 +71,11 @@ def save_model(
             "stored": store_backbone,
         },
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+        "features": None if features is None else list(features.shape),
     }
     with replace_folder(folder) as draft:
+        if features is not None:  # may be larger than the memory: written from where they lie
+            save_file({"features": features.contiguous()}, draft / FEATURES)
         for name, data in files.items():
             replace_file(draft / name, data)
         replace_file(draft / METADATA, json.dumps(metadata, indent=2) + "\n")
@@ -76,7 +87,7 @@ def check_replaceable(folder: Path) -> None:
     Raises:
         AdtrError: `folder` is a file, a mount point, or a folder that holds something else than a model.
     """
-    check_disposable(folder, "a model folder", needs={METADATA}, may_hold={WEIGHTS, CONFIG, BACKBONE})
+    check_disposable(folder, "a model folder", needs={METADATA}, may_hold={WEIGHTS, CONFIG, BACKBONE, FEATURES})
 
 
 def read_metadata(folder: Path) -> tuple[Config, Thresholds, dict[str, Any]]:
@@ -95,7 +106,7 @@ def read_metadata(folder: Path) -> tuple[Config, Thresholds, dict[str, Any]]:
         recorded = dict(metadata["files"])
         thresholds = Thresholds(**metadata["thresholds"])
         backbone = {key: metadata["backbone"][key] for key in ("name", "source", "sha256", "stored")}
-        dict(metadata["training"]), list(metadata["data"]["image_hashes"])
+        dict(metadata["training"]), list(metadata["data"]["image_hashes"]), list(metadata["data"]["held_out_hashes"])
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{folder / METADATA} lacks what a model needs ({error})") from error
     for name, digest in recorded.items():
@@ -150,6 +161,27 @@ def load_model(
         reason = " ".join(str(error).split())
         raise ModelError(f"{folder / WEIGHTS} does not fit {CONFIG}: {reason}") from error
     return network.eval(), thresholds, metadata
+
+
+def read_features(folder: Path, metadata: dict[str, Any]) -> Tensor | None:
+    """The good images' features of a model folder, mapped, not read; None where `fit` did not keep them.
+
+    Raises:
+        ModelError: they are missing or do not have the recorded shape.
+    """
+    shape = metadata.get("features")
+    if shape is None:
+        return None
+    if not (folder / FEATURES).is_file():
+        raise ModelError(f"the model {folder} lacks {FEATURES}; copy the whole folder again")
+    features = _read_tensors(folder / FEATURES).get("features")
+    if (
+        features is None
+        or list(features.shape) != list(shape)
+        or len(features) != len(metadata["data"]["image_hashes"])
+    ):
+        raise ModelError(f"{folder / FEATURES} does not fit {METADATA}; copy the whole folder again")
+    return features
 
 
 def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:

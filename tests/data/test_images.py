@@ -3,6 +3,7 @@ import struct
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from adtr.data import images
-from adtr.data.images import IMAGE_SUFFIXES, read_image, read_mask, resize
+from adtr.data.images import IMAGE_SUFFIXES, decode_mask, read_image, read_mask, resize
 from adtr.errors import DataError, ImageError
 
 Array = npt.NDArray[Any]
@@ -349,7 +350,14 @@ class TestMemory:
         with pytest.raises(ImageError, match="no pixels"):
             read_image(np.zeros(shape, np.uint8))
 
-    @pytest.mark.parametrize("source", [None, 3, b"bytes", ["x.png"]])
+    def test_the_bytes_of_a_file(self, tmp_path: Path) -> None:
+        Image.fromarray(photo()).save(tmp_path / "x.png")
+        assert np.array_equal(pixels((tmp_path / "x.png").read_bytes()), photo())
+        for damaged in (b"", b"no image", (tmp_path / "x.png").read_bytes()[:40]):
+            with pytest.raises(ImageError, match=r"cannot read image \(bytes\): "):
+                read_image(damaged)
+
+    @pytest.mark.parametrize("source", [None, 3, bytearray(b"bytes"), ["x.png"]])
     def test_other_types_are_refused(self, source: object) -> None:
         with pytest.raises(ImageError, match=rf"\({type(source).__name__}\): accepted are"):
             read_image(source)
@@ -491,7 +499,50 @@ class TestMask:
         with pytest.raises(ImageError, match="limit of 3 pixels"):
             read_mask(save(tmp_path / "n.png", np.zeros((2, 2), np.uint8)), (2, 2))
 
-    @given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 8), st.integers(1, 8))))
+    @pytest.mark.parametrize("values", [[0, 1, 2, 3], [0, 50, 100, 150], range(0, 32 * 7, 7)])
+    def test_up_to_32_gray_values_are_regions(self, tmp_path: Path, values: Iterable[int]) -> None:
+        array = np.array([list(values)], np.uint8)
+        assert np.array_equal(read_mask(save(tmp_path / "m.png", array), array.shape), array > 0)
+
+    @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+    def test_soft_masks_are_cut_at_half_their_maximum(self, tmp_path: Path, dtype: type) -> None:
+        step = {np.uint8: 6, np.uint16: 1800, np.float32: 1 / 32}[dtype]
+        array = (np.arange(33)[None] * step).astype(dtype)
+        mask = read_mask(save(tmp_path / "m.tif", array), array.shape)
+        assert mask.tolist() == [[i > 16 for i in range(33)]]
+
+    def test_a_soft_mask_may_be_saved_in_colour(self, tmp_path: Path) -> None:
+        gray = np.repeat(np.arange(33, dtype=np.uint8)[None, :, None], 3, axis=-1)
+        assert read_mask(save(tmp_path / "m.png", gray), (1, 33)).sum() == 16
+        gray[0, 1:, 0] += 1  # now it is coloured: every value counts
+        assert read_mask(save(tmp_path / "m.png", gray), (1, 33)).sum() == 32
+
+    def test_many_palette_indices_are_not_soft(self, tmp_path: Path) -> None:
+        image = Image.fromarray(np.arange(40, dtype=np.uint8)[None]).convert("P")
+        assert read_mask(save(tmp_path / "m.png", image), (1, 40)).sum() == 39
+
+    def test_fit(self, tmp_path: Path) -> None:
+        path = save(tmp_path / "m.png", np.array([[0, 9], [7, 0]], np.uint8))
+        expected = [[False, False, True, True]] * 2 + [[True, True, False, False]] * 2
+        assert read_mask(path, (4, 4), fit=True).tolist() == expected
+        assert read_mask(path, (2, 2), fit=True).tolist() == [[False, True], [True, False]]
+        assert read_mask(path, (100, 102), fit=True).shape == (100, 102)
+        for size in ((100, 103), (103, 100)):
+            with pytest.raises(ImageError, match="the mask is 2 x 2 pixels, but its image is 10"):
+                read_mask(path, size, fit=True)
+        with pytest.raises(ImageError, match="the mask is 2 x 2 pixels"):
+            read_mask(path, (4, 4))
+
+    def test_in_memory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        data = save(tmp_path / "m.png", np.array([[0, 9, 1]], np.uint8)).read_bytes()
+        assert decode_mask(data, "x").tolist() == [[False, True, True]]
+        with pytest.raises(ImageError, match=r"^cannot read mask the name: not an image"):
+            decode_mask(b"hello", "the name")
+        monkeypatch.setattr(images, "MAX_PIXELS", 2)
+        with pytest.raises(ImageError, match="limit of 2 pixels"):
+            decode_mask(data, "x")
+
+    @given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 8), st.integers(1, 4))))  # too few pixels to be soft
     def test_is_where_not_zero(self, scratch: Path, values: Array) -> None:
         save(scratch, values, format="PNG")
         assert np.array_equal(read_mask(scratch, values.shape), values != 0)

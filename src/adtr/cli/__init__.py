@@ -18,6 +18,7 @@ from adtr.errors import AdtrError
 
 COMMANDS = {
     "fit": "Learn what good looks like from a folder of good images.",
+    "improve": "Go on learning, from labelled, made or irrelevant anomalies.",
     "predict": "Score images, and show where they depart from good.",
     "evaluate": "Measure a model on a labelled data set.",
     "info": "Show what a model is and how it was made.",

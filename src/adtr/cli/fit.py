@@ -29,6 +29,7 @@ from adtr.cli.options import (
 @click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="A YAML or TOML file.")
 @weights_option
 @click.option("--store-backbone", is_flag=True, help="Put the backbone's weights into the model folder.")
+@click.option("--keep-features", is_flag=True, help="Put the good images' features into the model, for `adtr improve`.")
 @device_option
 @on_error_option
 @click.option("--resume", is_flag=True, help="Go on where a run with this output was cut.")
@@ -41,6 +42,7 @@ def command(
     config_file: Path | None,
     backbone_weights: str | None,
     store_backbone: bool,
+    keep_features: bool,
     device: str,
     on_error: Literal["raise", "skip"],
     resume: bool,
@@ -70,7 +72,14 @@ def command(
 
         detector = AnomalyDetector(preset, device=device, backbone_weights=backbone_weights, **overrides)
         with progress_on_stderr(quiet) as progress:
-            detector.fit(dataset, on_error=on_error, work_folder=work, resume=resume, progress=progress)
+            detector.fit(
+                dataset,
+                on_error=on_error,
+                keep_features=keep_features,
+                work_folder=work,
+                resume=resume,
+                progress=progress,
+            )
         detector.save(output, store_backbone=store_backbone)
         finished = True
     finally:

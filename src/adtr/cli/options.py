@@ -40,9 +40,11 @@ class SectionedCommand(click.Command):
                     formatter.write_dl(records)
 
 
-def configuration_flags(function: Function) -> Function:
-    """A flag for each field of the configuration, given as text and parsed by the field itself."""
+def configuration_flags(function: Function, sections: Sequence[str] = ()) -> Function:
+    """A flag for each field of the configuration (or of some sections), given as text, parsed by the field itself."""
     for setting in reversed(list(settings().values())):
+        if sections and setting.section not in sections:
+            continue
         flag = f"--{setting.name.replace('_', '-')}"
         function = click.option(flag, setting.name, metavar=_metavar(setting), help=f"{setting.help}.")(function)
     return function

@@ -10,8 +10,8 @@ from adtr.data.images import IMAGE_SUFFIXES
 from adtr.errors import DataError, ImageError
 
 GOOD = "good"
-_GOOD_NAMES = ("good", "ok", "normal")
-_MASK_FOLDERS = ("ground_truth", "masks")
+GOOD_NAMES = ("good", "ok", "normal")
+MASK_FOLDERS = ("ground_truth", "masks")
 _RESERVE_EVERY = 5
 
 
@@ -150,7 +150,8 @@ def _is_file_or_broken(entry: os.DirEntry[str]) -> bool:
         return True
 
 
-def _subfolders(folder: Path) -> list[Path]:
+def subfolders(folder: Path) -> list[Path]:
+    """The folders directly inside, sorted; hidden ones are left out."""
     return sorted(path for entry in _scan(folder) if (path := Path(entry)).is_dir())
 
 
@@ -158,8 +159,8 @@ def _open_mvtec(root: Path) -> Dataset:
     train = root / "train" / GOOD
     test: list[Sample] = []
     if (root / "test").is_dir():
-        for folder in sorted(_subfolders(root / "test"), key=lambda folder: (folder.name != GOOD, folder.name)):
-            masks = [_mask_index(root / "ground_truth" / folder.name)]
+        for folder in sorted(subfolders(root / "test"), key=lambda folder: (folder.name != GOOD, folder.name)):
+            masks = [mask_index(root / "ground_truth" / folder.name)]
             test += _samples(list_images(folder), folder.name, masks)
     return Dataset(
         root=root,
@@ -170,17 +171,17 @@ def _open_mvtec(root: Path) -> Dataset:
 
 
 def _open_good_folder(root: Path, *, reserve: bool) -> Dataset:
-    folders = _subfolders(root)
-    good_folders = [folder for name in _GOOD_NAMES for folder in folders if folder.name.lower() == name]
+    folders = subfolders(root)
+    good_folders = [folder for name in GOOD_NAMES for folder in folders if folder.name.lower() == name]
     if not good_folders:
         return Dataset(root=root, layout="good-folder", train=[], test=[])
-    good = _samples(_split_off_masks(list_images(good_folders[0]))[0], GOOD)
+    good = _samples(split_off_masks(list_images(good_folders[0]))[0], GOOD)
     defects: list[Sample] = []
     for folder in folders:
-        if folder != good_folders[0] and folder.name not in _MASK_FOLDERS:
-            images, beside = _split_off_masks(list_images(folder))
-            masks = [_mask_index(root / name / folder.name) for name in _MASK_FOLDERS]
-            defects += _samples(images, folder.name, [*masks, _index(beside)])
+        if folder != good_folders[0] and folder.name not in MASK_FOLDERS:
+            images, beside = split_off_masks(list_images(folder))
+            masks = [mask_index(root / name / folder.name) for name in MASK_FOLDERS]
+            defects += _samples(images, folder.name, [*masks, index_by_stem(beside)])
     note = None
     if not reserve:
         train, test = [], good
@@ -202,24 +203,26 @@ def _open_plain(root: Path) -> Dataset:
 def _samples(images: Iterable[Path], defect_type: str, masks: Iterable[dict[str, Path]] = ()) -> list[Sample]:
     """Pairs images with the first mask found for them; good images have none."""
     indexes = [] if defect_type == GOOD else list(masks)
-    return [Sample(path=path, defect_type=defect_type, mask=_find_mask(path.stem, indexes)) for path in images]
+    return [Sample(path=path, defect_type=defect_type, mask=find_mask(path.stem, indexes)) for path in images]
 
 
-def _find_mask(stem: str, indexes: list[dict[str, Path]]) -> Path | None:
+def find_mask(stem: str, indexes: list[dict[str, Path]]) -> Path | None:
+    """The mask of the image of that stem in the first index that has it."""
     candidates = (index.get(key) for index in indexes for key in (f"{stem}_mask", stem))
     return next((mask for mask in candidates if mask is not None), None)
 
 
-def _mask_index(folder: Path) -> dict[str, Path]:
-    return _index(list_images(folder)) if folder.is_dir() else {}
+def mask_index(folder: Path) -> dict[str, Path]:
+    """The images of a folder of masks by stem; empty where there is no folder."""
+    return index_by_stem(list_images(folder)) if folder.is_dir() else {}
 
 
-def _index(paths: list[Path]) -> dict[str, Path]:
+def index_by_stem(paths: list[Path]) -> dict[str, Path]:
     """Files by stem; of several suffixes the first in sorted order."""
     return {path.stem: path for path in reversed(paths)}
 
 
-def _split_off_masks(paths: list[Path]) -> tuple[list[Path], list[Path]]:
+def split_off_masks(paths: list[Path]) -> tuple[list[Path], list[Path]]:
     """Images, and the `x_mask.*` that lie beside some `x.*`."""
     stems = {path.stem for path in paths}
     images: list[Path] = []

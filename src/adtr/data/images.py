@@ -1,5 +1,6 @@
 """Decodes images and masks: any usual file, array or tensor becomes an upright 8-bit RGB image, or one clear error."""
 
+import io
 import os
 import struct
 import zlib
@@ -16,13 +17,16 @@ from adtr.errors import ImageError
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 MAX_PIXELS = 200_000_000
 
+_ASPECT_TOLERANCE = 1.02
+_MAX_REGIONS = 32  # a gray mask of more values is not numbered, but soft
+
 # Only these decoders are tried, whatever the suffix says: an EPS file named .png would else start Ghostscript.
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 _LOSSY_FORMATS = {"JPEG", "MPO", "WEBP"}
 
 _ACCEPTED = (
-    "accepted are a path, a PIL image, an array of shape (H, W, 3) or (H, W) and type uint8, uint16 or bool, "
-    "and a tensor of shape (3, H, W) or (H, W, 3) and type uint8, or (3, H, W) and float in 0..1"
+    "accepted are a path, the bytes of a file, a PIL image, an array of shape (H, W, 3) or (H, W) and type uint8, "
+    "uint16 or bool, and a tensor of shape (3, H, W) or (H, W, 3) and type uint8, or (3, H, W) and float in 0..1"
 )
 
 # What Pillow raises on damaged, hostile or oversized files; anything else is a bug and is left to surface as one.
@@ -50,9 +54,9 @@ def read_image(source: object) -> Image.Image:
     same thing in every image; values outside 0..65535 are clipped.
 
     Args:
-        source: A path (JPEG, PNG, BMP, TIFF, WebP); a PIL image; an array (H, W, 3) or (H, W) of uint8, uint16 or
-            bool; a tensor (3, H, W) or (H, W, 3) of uint8, or (3, H, W) of float in 0..1. A uint8 tensor that could
-            be either is taken as channels first.
+        source: A path (JPEG, PNG, BMP, TIFF, WebP), or the bytes of such a file; a PIL image; an array (H, W, 3) or
+            (H, W) of uint8, uint16 or bool; a tensor (3, H, W) or (H, W, 3) of uint8, or (3, H, W) of float in 0..1.
+            A uint8 tensor that could be either is taken as channels first.
 
     Returns:
         A new image of mode RGB; the source is left as it was.
@@ -64,6 +68,9 @@ def read_image(source: object) -> Image.Image:
     with _explained("image", _describe(source)):
         if isinstance(source, str | os.PathLike):
             with _open(source) as image:
+                return _to_rgb(image)
+        if isinstance(source, bytes):
+            with _open(io.BytesIO(source)) as image:
                 return _to_rgb(image)
         if isinstance(source, Image.Image):
             _check_size(source.height, source.width, MAX_PIXELS)
@@ -90,37 +97,76 @@ def resize(image: Image.Image, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
     return np.array(image.resize((width, height), Image.Resampling.BILINEAR))
 
 
-def read_mask(path: str | os.PathLike[str], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+def read_mask(path: str | os.PathLike[str], size: tuple[int, int], *, fit: bool = False) -> npt.NDArray[np.bool_]:
     """Reads which pixels are anomalous.
 
     Every non-zero pixel counts, so masks of 0/255, 0/1 and numbered regions all work: palette images by index, colour
     images where any of R, G, B is non-zero, whatever the transparency. In lossy files (JPEG and WebP), whose
-    background is not exactly zero, only values above 127 count.
+    background is not exactly zero, only values above 127 count. A lossless gray mask with more than 32 distinct
+    values is taken as soft (antialiased, or a map of probabilities): only values above half its maximum count.
 
     Args:
         path: The mask's file.
         size: Height and width, in pixels, of the upright image that the mask belongs to.
+        fit: Whether a mask of another size is brought to `size` by nearest neighbour, if its aspect ratio is the same
+            within 2 %.
 
     Returns:
         An array (height, width), true where anomalous.
 
     Raises:
-        ImageError: The file cannot be decoded, or has another size than its image.
+        ImageError: The file cannot be decoded, or has another size than its image (or, to fit, another aspect ratio).
     """
     with _explained("mask", str(path)), _open(path) as image:
-        threshold = 127 if image.format in _LOSSY_FORMATS else 0
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode in {"CMYK", "YCbCr", "LAB", "HSV"}:  # where zero is not black
-            upright = upright.convert("RGB")
-        values = np.asarray(upright)
-        if values.shape[:2] != tuple(size):
+        mask = _marked(image)
+        if mask.shape == tuple(size):
+            return mask
+        if not (fit and same_aspect_ratio(mask.shape, size)):
             raise ValueError(
-                f"the mask is {_dimensions(*values.shape[:2])}, but its image is {_dimensions(*size)} (height x width)"
+                f"the mask is {_dimensions(*mask.shape)}, but its image is {_dimensions(*size)} (height x width)"
             )
-        if values.ndim == 2:
-            return values > threshold if threshold else values != 0
+        return np.array(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))
+
+
+def decode_mask(data: bytes, name: str) -> npt.NDArray[np.bool_]:
+    """Reads which pixels a mask marks that lies in memory, by the rules of `read_mask`.
+
+    Args:
+        data: The bytes of an image file.
+        name: What to call it in an error.
+
+    Returns:
+        An array (height, width) of the mask's own size, true where marked.
+
+    Raises:
+        ImageError: The data cannot be decoded.
+    """
+    with _explained("mask", name), _open(io.BytesIO(data)) as image:
+        return _marked(image)
+
+
+def same_aspect_ratio(first: tuple[int, ...], second: tuple[int, ...]) -> bool:
+    """Whether two sizes (height, width), each at least 1, have the same aspect ratio within 2 %."""
+    one, other = first[0] * second[1], second[0] * first[1]
+    return max(one, other) <= _ASPECT_TOLERANCE * min(one, other)
+
+
+def _marked(image: Image.Image) -> npt.NDArray[np.bool_]:
+    """Where a mask marks its image; see `read_mask`."""
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode in {"CMYK", "YCbCr", "LAB", "HSV"}:  # where zero is not black
+        upright = upright.convert("RGB")
+    values = np.asarray(upright)
+    is_gray = upright.mode not in {"P", "PA"}
+    if values.ndim == 3:
         colours = values[..., :1] if upright.mode in {"LA", "PA"} else values[..., :3]
-        return np.asarray((colours > threshold).any(axis=-1))
+        is_gray = is_gray and bool((colours == colours[..., :1]).all())
+        values = colours.max(axis=-1)
+    if image.format in _LOSSY_FORMATS:
+        return values > 127
+    if is_gray and len(np.unique(values)) > _MAX_REGIONS:
+        return np.asarray(values > np.nanmax(values) / 2)
+    return values != 0
 
 
 @contextmanager
@@ -163,8 +209,8 @@ def _is_tensor(source: object) -> bool:
     return all(hasattr(source, name) for name in ("detach", "cpu", "numpy"))
 
 
-def _open(path: str | os.PathLike[str]) -> Image.Image:
-    image = Image.open(os.fspath(path), formats=_FORMATS)
+def _open(source: str | os.PathLike[str] | io.BytesIO) -> Image.Image:
+    image = Image.open(source if isinstance(source, io.BytesIO) else os.fspath(source), formats=_FORMATS)
     try:
         # Up to twice its own limit Pillow only warns. Warning filters belong to the whole process, so compare here.
         _check_size(image.height, image.width, min(MAX_PIXELS, Image.MAX_IMAGE_PIXELS or MAX_PIXELS))

@@ -19,11 +19,11 @@ def as_sources(images: object) -> Sequence[object]:
     if isinstance(images, str | os.PathLike):
         path = Path(images)
         sources: Sequence[object] = list_images(path, recursive=True) if path.is_dir() else [path]
-    elif isinstance(images, Sequence):
+    elif isinstance(images, Sequence) and not isinstance(images, bytes):
         sources = images
     elif getattr(images, "ndim", None) == 4:
         sources = list(images)  # type: ignore[call-overload]
-    elif hasattr(images, "ndim") or not isinstance(images, Iterable):
+    elif isinstance(images, bytes) or hasattr(images, "ndim") or not isinstance(images, Iterable):
         sources = [images]
     else:
         sources = list(images)
@@ -32,8 +32,8 @@ def as_sources(images: object) -> Sequence[object]:
     return sources
 
 
-def training_sources(images: object) -> tuple[Sequence[object], str | None]:
-    """Good images, and the folder's name if they came from one.
+def training_sources(images: object) -> tuple[Sequence[object], Path | None]:
+    """Good images, and the folder if they came from one.
 
     Raises:
         DataError: there is none.
@@ -47,7 +47,20 @@ def training_sources(images: object) -> tuple[Sequence[object], str | None]:
         raise DataError(
             f"no good images to learn from in {dataset.root}: expected train/good/, good/, or images inside"
         )
-    return [sample.path for sample in dataset.train], dataset.root.name
+    return [sample.path for sample in dataset.train], dataset.root
+
+
+def external_sources(images: object) -> Sequence[object]:
+    """Images of an irrelevant data set: a folder (searched through), a parquet file, or images.
+
+    Raises:
+        DataError: there is none, or the parquet file holds no images.
+    """
+    if isinstance(images, str | os.PathLike) and Path(images).suffix == ".parquet":
+        from adtr.data.parquet import ParquetImages
+
+        return ParquetImages(Path(images))
+    return as_sources(images)
 
 
 def in_batches(images: Iterator[LoadedImage], size: int) -> Iterator[list[LoadedImage]]:

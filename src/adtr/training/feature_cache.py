@@ -69,6 +69,13 @@ class FeatureCache:
             self.features = torch.empty(shape, dtype=dtype)
         self.filled = 0
 
+    @classmethod
+    def of(cls, features: Tensor) -> FeatureCache:
+        """A full cache around features at hand, (n, N, C), which are not copied."""
+        cache = cls(0, *features.shape[1:], dtype=features.dtype)
+        cache.features, cache.filled = features, len(features)
+        return cache
+
     def append(self, features: Tensor) -> None:
         """Add the features of a batch, (B, N, C)."""
         limit = torch.finfo(self.features.dtype).max

@@ -1,0 +1,61 @@
+"""Images in a parquet file, in the layout of the Hugging Face hub: a column of {bytes, path}, or of bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from adtr.errors import ConfigError, DataError
+
+
+class ParquetImages(Sequence[bytes]):
+    """The encoded images of a parquet file.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ConfigError: pyarrow is not installed.
+        DataError: no such file, or no column of images.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            from pyarrow import ArrowException, parquet
+        except ImportError as error:
+            raise ConfigError("parquet files need pyarrow: pip install 'adtr[parquet]'") from error
+        try:
+            table = parquet.read_table(path)
+        except (ArrowException, OSError) as error:
+            raise DataError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+        self.path = path
+        self._column = next(filter(None, (_image_column(table[name]) for name in table.column_names)), None)
+        if self._column is None or not len(self._column):
+            raise DataError(
+                f"{path} holds no images: expected a column of encoded images (bytes, or a struct with bytes)"
+            )
+
+    def __len__(self) -> int:
+        return len(self._column or ())
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[bytes]: ...
+    def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
+        """One image, or several; a missing one is empty."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        assert self._column is not None
+        return self._column[int(index)].as_py() or b""
+
+
+def _image_column(column: Any) -> Any:  # noqa: ANN401 - pyarrow has no types
+    from pyarrow import compute, types
+
+    if types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
+        return compute.struct_field(column, "bytes")
+    if types.is_binary(column.type) or types.is_large_binary(column.type):
+        return column
+    return None

@@ -1,0 +1,153 @@
+"""ADTR+ (Section 3.3): batches of good and anomalous images, each judged by the loss that its label allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from adtr.config import ImprovementConfig
+from adtr.data.synthetic import SYNTHETIC
+from adtr.model.losses import image_loss, pixel_loss, pseudo_huber
+from adtr.model.network import ADTR
+from adtr.training.batches import Batch, GoodImages
+
+
+def mask_on_grid(mask: NDArray[np.bool_], grid: tuple[int, int]) -> Tensor:
+    """y(u) of an image: a position is anomalous as soon as one of its pixels is, so that small defects survive.
+
+    Args:
+        mask: (h, w), of any size.
+        grid: H and W.
+
+    Returns:
+        (H * W,) float32, 0 or 1.
+    """
+    pixels = torch.from_numpy(np.ascontiguousarray(mask)).float()
+    return functional.adaptive_max_pool2d(pixels[None, None], grid).flatten()
+
+
+class AnomalySource(Protocol):
+    """Where the anomalies of a training come from."""
+
+    name: str
+    has_masks: bool
+    """Whether any of them has a mask."""
+
+    def draw(self, count: int, rng: np.random.Generator) -> Batch:
+        """So many anomalies; an equal generator gives equal ones."""
+
+
+class KnownAnomalies:
+    """A fixed set of anomalous images whose features were computed once: labelled defects, or an external data set.
+
+    Args:
+        name: what they are.
+        network: standardises the features.
+        features: raw, (m, N, C).
+        masks: y(u), (m, N).
+        has_mask: whether an image's mask is known, (m,) bool.
+    """
+
+    def __init__(self, name: str, network: ADTR, features: Tensor, masks: Tensor, has_mask: Tensor) -> None:
+        self.name, self.network = name, network
+        self.features, self.masks, self.has_mask = features, masks, has_mask
+        self.has_masks = bool(has_mask.any())
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def draw(self, count: int, rng: np.random.Generator) -> Batch:
+        """Some of them, without repetition where there are enough."""
+        rows = np.concatenate([rng.permutation(len(self)) for _ in range(-(-count // len(self)))])[:count]
+        index = torch.from_numpy(rows)
+        device = self.network.feature_mean.device
+        return Batch(
+            features=self.network.standardize(self.features[index].float().to(device)),
+            labels=torch.ones(count, device=device),
+            masks=self.masks[index].to(device),
+            has_mask=self.has_mask[index].to(device),
+        )
+
+
+class SyntheticAnomalies:
+    """Anomalies made of good images, new ones for each step.
+
+    Args:
+        kind: one of `adtr.data.synthetic.SYNTHETIC`.
+        network: embeds the images.
+        image: gives good training image i at network size, (h, w, 3) uint8.
+        images: how many there are.
+    """
+
+    has_masks = True
+
+    def __init__(self, kind: str, network: ADTR, image: Callable[[int], NDArray[np.uint8]], images: int) -> None:
+        self.name, self.network = kind, network
+        self.image, self.images = image, images
+
+    def draw(self, count: int, rng: np.random.Generator) -> Batch:
+        """Anomalies on good images drawn at random."""
+        grid = self.network.config.embedding.grid_size
+        pictures, masks = [], []
+        for good, donor in rng.integers(self.images, size=(count, 2)):
+            picture, mask = SYNTHETIC[self.name](self.image(int(good)), self.image(int(donor)), rng)
+            pictures.append(picture)
+            masks.append(mask_on_grid(mask, grid))
+        device = self.network.feature_mean.device
+        features = self.network.embedding(torch.from_numpy(np.stack(pictures)).to(device))
+        return Batch(
+            features=self.network.standardize(features),
+            labels=torch.ones(count, device=device),
+            masks=torch.stack(masks).to(device),
+            has_mask=torch.ones(count, dtype=torch.bool, device=device),
+        )
+
+
+class GoodAndAnomalousImages:
+    """Trains on good images and anomalies with L_px (Eq. 7) where masks are known and L_img (Eq. 9) elsewhere.
+
+    Good images take L_px, all of whose positions are normal; where no anomaly has a mask they take L_img, as in the
+    paper's experiment with image labels alone.
+
+    Args:
+        good: gives the good images of each batch.
+        sources: give the anomalies; each gives an equal share.
+        config: alpha, k and the share of anomalies.
+        seed: of all draws, together with the step's number.
+    """
+
+    def __init__(
+        self, good: GoodImages, sources: Sequence[AnomalySource], config: ImprovementConfig, seed: int
+    ) -> None:
+        self.good, self.sources, self.config, self.seed = good, sources, config, seed
+        self.by_pixel = any(source.has_masks for source in sources)
+
+    def __len__(self) -> int:
+        return len(self.good)
+
+    def batch(self, rows: Tensor, step: int) -> Batch:
+        """Good images, and as many anomalies as their share asks for."""
+        rng = np.random.default_rng([self.seed, step])
+        share = self.config.anomaly_share
+        anomalies = max(1, round(len(rows) * share / (1 - share)))
+        # Where a step holds fewer anomalies than there are sources, they take turns.
+        turns = np.arange(step * anomalies, (step + 1) * anomalies) % len(self.sources)
+        batch = self.good.batch(rows, step)
+        batch.has_mask.fill_(self.by_pixel)
+        for i, source in enumerate(self.sources):
+            if count := int((turns == i).sum()):
+                batch = batch + source.draw(count, rng)
+        return batch
+
+    def loss(self, batch: Batch, reconstructed: Tensor) -> Tensor:
+        """L_px or L_img."""
+        phi = pseudo_huber(batch.features - reconstructed)
+        by_pixel = pixel_loss(phi, batch.masks, self.config.alpha)
+        by_image = image_loss(phi, batch.labels, self.config.alpha, self.config.top_k)
+        return torch.where(batch.has_mask, by_pixel, by_image)
