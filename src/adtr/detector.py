@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import platform
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-import adtr
-from adtr.calibration import Thresholds, calibrate_detector, split_holdout
+from adtr.calibration import Thresholds
 from adtr.config import Config, load_preset
 from adtr.data.folder import Dataset, Sample, content_hash, open_dataset
 from adtr.data.loading import LoadedImage, SkippedImage, load_images
@@ -31,7 +25,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from adtr.data.anomalies import Anomalies
-    from adtr.improvement import Improvement, Labels
+    from adtr.learning.guard import Improvement
+    from adtr.learning.improve import Labels
+    from adtr.learning.learned import Learned
     from adtr.model.network import ADTR
 
 OnError = Literal["raise", "skip"]
@@ -161,77 +157,31 @@ class AnomalyDetector:
             ConfigError: the backbone or its weights cannot be had.
             ModelError: the checkpoint belongs to another run.
         """
-        import torch
+        from adtr.learning.fit import fit
+        from adtr.learning.learned import Reader
 
-        from adtr.device import choose_device, choose_precision
-        from adtr.model.network import ADTR
-        from adtr.training.batches import GoodImages
-        from adtr.training.features import embed_images, score_cached
-        from adtr.training.loop import train
-
-        progress = progress or Silent()
-        started = time.perf_counter()
         sources, root = training_sources(images)
-        split_holdout(len(sources), self.config.calibration, 0)  # too few images fail before any work
-        device = choose_device(self.device)
-        torch.manual_seed(self.config.training.seed)
-        precision = choose_precision(self.config.training.precision, device)
-        network = ADTR(self.config, self.backbone_weights).place(device, precision)
-
-        self.skipped_ = []
-        embedded = embed_images(network, sources, on_error=on_error, skipped=self.skipped_, progress=progress)
-        cache, hashes = embedded.cache, embedded.hashes
-        seed = self.config.training.seed
-        training, held_out = split_holdout(len(cache), self.config.calibration, seed)
-        if self.config.embedding.standardize:
-            mean, std = cache.statistics(torch.from_numpy(training))
-            network.feature_mean.copy_(mean)
-            network.feature_std.copy_(std)
-        embedding_seconds = time.perf_counter() - started
-        data_fingerprint = hashlib.sha256("".join(hashes).encode()).hexdigest()
-        record = train(
-            network,
-            GoodImages(network, cache, torch.from_numpy(training)),
-            self.config.training,
-            device=device,
-            fingerprint=hashlib.sha256(
-                f"{data_fingerprint}{network.embedding.sha256}{self.config}".encode()
-            ).hexdigest(),
-            checkpoint=Path(work_folder) if work_folder is not None else None,
+        reader = Reader(on_error=on_error, progress=progress or Silent())
+        self.skipped_ = reader.skipped
+        learned = fit(
+            self.config,
+            sources,
+            root,
+            device=self.device,
+            backbone_weights=self.backbone_weights,
+            reader=reader,
+            keep_features=keep_features,
+            work_folder=Path(work_folder) if work_folder is not None else None,
             resume=resume,
-            progress=progress,
         )
-        scores, maps = score_cached(network, cache, torch.from_numpy(held_out))
-        if keep_features:
-            self.features_ = cache.features[: len(cache)]
-        else:
-            cache.close()
-        self.network_ = network
-        self.thresholds_ = calibrate_detector(scores, maps, self.config.calibration.false_alarm_rate)
+        self._take(learned)
+        self.improvement_ = None
         self._good = None if root else sources
-        self.metadata_ = {
-            "adtr": adtr.__version__,
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "versions": {name: _version(name) for name in ("torch", "timm", "numpy", "pillow")},
-            "python": platform.python_version(),
-            "data": {
-                "folder": root.name if root else None,
-                "path": str(root.resolve()) if root else None,
-                "images": len(hashes),
-                "skipped": len(self.skipped_),
-                "held_out": len(held_out),
-                "fingerprint": data_fingerprint,
-                "image_hashes": hashes,
-                "held_out_hashes": [hashes[i] for i in held_out],
-            },
-            "training": {
-                **asdict(record),
-                "device": str(device),
-                "embedding_seconds": embedding_seconds,
-                "total_seconds": time.perf_counter() - started,
-            },
-        }
         return self
+
+    def _take(self, learned: Learned) -> None:
+        self.network_, self.thresholds_, self.metadata_ = learned.network, learned.thresholds, learned.metadata
+        self.features_ = learned.features
 
     # Learning from anomalies.
 
@@ -277,27 +227,32 @@ class AnomalyDetector:
             ImageError: an unreadable image or mask.
             ModelError: the checkpoint belongs to another run.
         """
-        from adtr.improvement import improve
+        from adtr.learning.improve import Lesson, improve, improved_config
+        from adtr.learning.learned import Reader
 
         self._require_fitted()
-        network, config, thresholds, metadata, improvement, skipped = improve(
-            self,
-            anomalies,
+        lesson = Lesson(
+            anomalies=anomalies,
+            annotations=annotations,
             labels=labels,
             synthetic=synthetic,
             external=external,
             good=good,
-            annotations=annotations,
-            on_error=on_error,
-            work_folder=work_folder,
+        )
+        config = improved_config(self.config, overrides)
+        reader = Reader(on_error=on_error, progress=progress or Silent())
+        learned, improvement = improve(
+            self,
+            lesson,
+            config,
+            reader=reader,
+            work_folder=Path(work_folder) if work_folder is not None else None,
             resume=resume,
-            progress=progress,
-            overrides=overrides,
         )
         better = self.from_config(config, device=self.device, backbone_weights=self.backbone_weights)
-        better.network_, better.thresholds_, better.metadata_ = network, thresholds, metadata
-        better.improvement_, better.skipped_ = improvement, skipped
-        better._good = self._good  # noqa: SLF001 - of this very class
+        better._take(learned)  # noqa: SLF001 - of this very class
+        better._good = self._good  # noqa: SLF001
+        better.improvement_, better.skipped_ = improvement, reader.skipped
         return better
 
     def good_sources(self) -> Sequence[object]:
@@ -518,9 +473,3 @@ class AnomalyDetector:
     def _require_fitted(self) -> None:
         if not self.is_fitted:
             raise AdtrError("this detector has learned nothing yet; call fit(), or AnomalyDetector.load(folder)")
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import version
-
-    return version(package)

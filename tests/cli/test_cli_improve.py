@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from adtr.cli import main
-from adtr.improvement import Improvement
+from adtr.learning.guard import Improvement
 from adtr.store import read_metadata
 from conftest import Run
 

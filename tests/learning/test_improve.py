@@ -16,7 +16,7 @@ from adtr.data.anomalies import Anomalies, open_anomalies
 from adtr.data.folder import content_hash
 from adtr.detector import AnomalyDetector
 from adtr.errors import ConfigError, DataError, ImageError, ModelError
-from adtr.improvement import Improvement, Judgement
+from adtr.learning.guard import Improvement, Judgement
 from adtr.progress import Silent
 from adtr.store import FEATURES
 from adtr.training import loop
@@ -211,7 +211,7 @@ def test_an_image_learned_as_good_that_is_marked_now_no_longer_counts_as_good(
     shutil.copy(sorted((dataset / "train/good").iterdir())[0], folder / "faint/dark.png")
     better = detector.improve(folder, **FEW_STEPS)
     assert better.improvement_ is not None
-    assert "1 image(s) learned as good are labelled anomalies now" in " ".join(better.improvement_.notes)
+    assert "1 image(s) learned as good are labelled as anomalies now" in " ".join(better.improvement_.notes)
     assert better.improvement_.with_mask == 2
 
 

@@ -1,0 +1,111 @@
+"""Learning from good images (Section 3.1 and 3.2)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+import adtr
+from adtr.calibration import calibrate_detector, split_holdout
+from adtr.config import Config
+from adtr.device import choose_device, choose_precision
+from adtr.learning.learned import Learned, Reader
+from adtr.model.network import ADTR
+from adtr.training.batches import GoodImages
+from adtr.training.features import score_cached
+from adtr.training.loop import train
+
+
+def fit(
+    config: Config,
+    sources: Sequence[object],
+    root: Path | None,
+    *,
+    device: str,
+    backbone_weights: str | os.PathLike[str] | None,
+    reader: Reader,
+    keep_features: bool,
+    work_folder: Path | None,
+    resume: bool,
+) -> Learned:
+    """Train on most of the good images, set the thresholds with the others.
+
+    Args:
+        config: the whole configuration.
+        sources: good images, in any form that `read_image` accepts.
+        root: the folder that they came from, if there is one.
+        device: by name; see `choose_device`.
+        backbone_weights: see `create_backbone`.
+        reader: reads the images.
+        keep_features: keep the images' features.
+        work_folder: for checkpoints.
+        resume: go on from a checkpoint there.
+
+    Raises:
+        DataError: too few images, or unreadable ones.
+        ConfigError: the backbone or its weights cannot be had.
+        ModelError: the checkpoint belongs to another run.
+    """
+    started = time.perf_counter()
+    seed = config.training.seed
+    split_holdout(len(sources), config.calibration, seed)  # too few images fail before any work
+    chosen = choose_device(device)
+    torch.manual_seed(seed)
+    network = ADTR(config, backbone_weights).place(chosen, choose_precision(config.training.precision, chosen))
+
+    embedded = reader.embed(network, sources)
+    cache, hashes = embedded.cache, embedded.hashes
+    training, held_out = split_holdout(len(cache), config.calibration, seed)
+    if config.embedding.standardize:
+        mean, std = cache.statistics(torch.from_numpy(training))
+        network.feature_mean.copy_(mean)
+        network.feature_std.copy_(std)
+    embedding_seconds = time.perf_counter() - started
+    data_fingerprint = hashlib.sha256("".join(hashes).encode()).hexdigest()
+    record = train(
+        network,
+        GoodImages(network, cache, torch.from_numpy(training)),
+        config.training,
+        device=chosen,
+        fingerprint=hashlib.sha256(f"{data_fingerprint}{network.embedding.sha256}{config}".encode()).hexdigest(),
+        checkpoint=work_folder,
+        resume=resume,
+        progress=reader.progress,
+    )
+    scores, maps = score_cached(network, cache, torch.from_numpy(held_out))
+    features = cache.features[: len(cache)] if keep_features else None
+    if not keep_features:
+        cache.close()
+    metadata = {
+        "adtr": adtr.__version__,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {name: version(name) for name in ("torch", "timm", "numpy", "pillow")},
+        "python": platform.python_version(),
+        "data": {
+            "folder": root.name if root else None,
+            "path": str(root.resolve()) if root else None,
+            "images": len(hashes),
+            "skipped": len(reader.skipped),
+            "held_out": len(held_out),
+            "fingerprint": data_fingerprint,
+            "image_hashes": hashes,
+            "held_out_hashes": [hashes[i] for i in held_out],
+        },
+        "training": {
+            **asdict(record),
+            "device": str(chosen),
+            "embedding_seconds": embedding_seconds,
+            "total_seconds": time.perf_counter() - started,
+        },
+    }
+    thresholds = calibrate_detector(scores, maps, config.calibration.false_alarm_rate)
+    return Learned(network=network, thresholds=thresholds, metadata=metadata, features=features)

@@ -1,0 +1,133 @@
+"""The good images of a detector that goes on to learn: those of its fit, or more of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from adtr.data.folder import content_hash
+from adtr.data.images import read_image, resize
+from adtr.data.sources import training_sources
+from adtr.errors import DataError
+from adtr.learning.learned import Reader
+from adtr.model.network import ADTR
+from adtr.training.feature_cache import FeatureCache
+
+if TYPE_CHECKING:
+    from adtr.data.anomalies import Anomaly
+    from adtr.detector import AnomalyDetector
+
+PICTURE_MEMORY = 512 << 20
+"""Bytes of decoded images that are kept for the synthetic anomalies."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoodImagesAtHand:
+    """Features of the good images, which of them train and which are held out, and the pictures themselves."""
+
+    cache: FeatureCache
+    hashes: list[str]
+    training: torch.Tensor
+    """Rows of the cache, (n,) int64."""
+    held_out: torch.Tensor
+    """Rows of the cache, (m,) int64."""
+    sources: Sequence[object] | None
+    """The images themselves, in the cache's order; None where only their features were asked for."""
+    size: tuple[int, int]
+    """Height and width of the network's images."""
+    pictures: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
+
+    def picture(self, i: int) -> NDArray[np.uint8]:
+        """Training image i at network size, (h, w, 3); as many as fit into `PICTURE_MEMORY` are decoded once."""
+        assert self.sources is not None
+        if i in self.pictures:
+            return self.pictures[i]
+        picture = resize(read_image(self.sources[int(self.training[i])]), self.size)
+        if (len(self.pictures) + 1) * picture.nbytes <= PICTURE_MEMORY:
+            self.pictures[i] = picture
+        return picture
+
+    def record(self) -> dict[str, Any]:
+        """What the model's metadata say of its good images."""
+        return {
+            "images": len(self.hashes),
+            "held_out": len(self.held_out),
+            "image_hashes": self.hashes,
+            "held_out_hashes": [self.hashes[i] for i in self.held_out.tolist()],
+        }
+
+
+def gather_good(
+    detector: AnomalyDetector,
+    network: ADTR,
+    good: object,
+    anomalies: Sequence[Anomaly],
+    reader: Reader,
+    *,
+    pictures: bool,
+) -> tuple[GoodImagesAtHand, list[str]]:
+    """The good images, by default those of the fit, without what is labelled as an anomaly now; and remarks.
+
+    What was held out by the fit stays held out; images that it did not know are dealt out by their contents.
+
+    Args:
+        detector: whose good images they are.
+        network: embeds them where `fit` did not keep their features.
+        good: good images in place of those of the fit; None for the latter.
+        anomalies: labelled ones.
+        reader: reads the images.
+        pictures: whether the images themselves will be asked for.
+
+    Raises:
+        DataError: they are not at hand, or too few are left.
+    """
+    data = detector.metadata_["data"]
+    sources = training_sources(good)[0] if good is not None else None
+    if sources is None and (pictures or detector.features_ is None):
+        sources = detector.good_sources()
+    features = detector.features_
+    if features is not None and (sources is None or _hashes(sources) == data["image_hashes"]):
+        cache, hashes = FeatureCache.of(features), list(data["image_hashes"])
+    else:
+        assert sources is not None
+        embedded = reader.embed(network, sources, stage="good images")
+        cache, hashes = embedded.cache, embedded.hashes
+        sources = [sources[i] for i in embedded.indices]
+
+    marked = {content_hash(sample.path) for sample in anomalies if sample.path.is_file()}
+    held_before, known = set(data["held_out_hashes"]), set(data["image_hashes"])
+    share = network.config.calibration.holdout
+    training: list[int] = []
+    held_out: list[int] = []
+    for i, digest in enumerate(hashes):
+        if digest not in marked:
+            is_held = digest in held_before if digest in known else int(digest, 16) / 16 ** len(digest) < share
+            (held_out if is_held else training).append(i)
+    if not training or len(held_out) < 2:
+        raise DataError(
+            f"of {len(hashes)} good images {len(training)} are left to train on and {len(held_out)} to set the "
+            "thresholds; give all good images of the fit with --good"
+        )
+    at_hand = GoodImagesAtHand(
+        cache=cache,
+        hashes=hashes,
+        training=torch.tensor(training),
+        held_out=torch.tensor(held_out),
+        sources=sources,
+        size=network.config.embedding.image_size,
+    )
+    contradictions = len(hashes) - len(training) - len(held_out)
+    if not contradictions:
+        return at_hand, []
+    return at_hand, [f"{contradictions} image(s) learned as good are labelled as anomalies now, which counts"]
+
+
+def _hashes(sources: Sequence[object]) -> list[str]:
+    """Of files; images in memory have none here, so that they are embedded again."""
+    return [content_hash(source) if isinstance(source, str | os.PathLike) else "" for source in sources]

@@ -1,0 +1,226 @@
+"""ADTR+ (Section 3.3): a fitted detector goes on to learn from anomalies."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from adtr.calibration import calibrate_detector
+from adtr.config import Config, find_setting
+from adtr.data.anomalies import Anomalies, Anomaly, mask_notes, open_anomalies
+from adtr.data.folder import content_hash
+from adtr.data.sources import external_sources
+from adtr.data.synthetic import SYNTHETIC
+from adtr.errors import ConfigError, DataError
+from adtr.learning.good import gather_good
+from adtr.learning.guard import FEW, Improvement, judge
+from adtr.learning.learned import Learned, Reader
+from adtr.model.network import ADTR
+from adtr.training.adaptation import (
+    AnomalySource,
+    GoodAndAnomalousImages,
+    KnownAnomalies,
+    SyntheticAnomalies,
+    mask_on_grid,
+)
+from adtr.training.batches import GoodImages
+from adtr.training.features import score_cached
+from adtr.training.loop import train
+
+if TYPE_CHECKING:
+    from adtr.detector import AnomalyDetector
+
+Labels = Literal["auto", "pixel", "image"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """What to learn from; see `AnomalyDetector.improve`."""
+
+    anomalies: str | os.PathLike[str] | Anomalies | None
+    annotations: str | os.PathLike[str] | None
+    labels: Labels
+    synthetic: Sequence[str]
+    external: object
+    good: object
+
+    def __post_init__(self) -> None:
+        if self.anomalies is None and not self.synthetic and self.external is None:
+            raise ConfigError(
+                "nothing to learn from: give labelled anomalies, a synthetic kind or external images"
+            )
+        if self.labels not in ("auto", "pixel", "image"):
+            raise ConfigError(f"labels must be auto, pixel or image, not {self.labels!r}")
+        for kind in self.synthetic:
+            if kind not in SYNTHETIC:
+                raise ConfigError(f"unknown synthetic kind {kind!r} (known: {', '.join(SYNTHETIC)})")
+
+    def labelled(self) -> tuple[list[Anomaly], list[str]]:
+        """The labelled anomalies, and remarks on them.
+
+        Raises:
+            DataError: there are none in the folder, or masks are missing that `labels` asks for.
+        """
+        if self.anomalies is None:
+            return [], []
+        opened = self.anomalies
+        if not isinstance(opened, Anomalies):
+            opened = open_anomalies(opened, annotations=Path(self.annotations) if self.annotations else None)
+        without = [sample.path for sample in opened.samples if sample.mask is None]
+        if without and self.labels == "pixel":
+            raise DataError(
+                f"{len(without)} of {len(opened.samples)} anomalies have no mask, the first is {without[0]}; "
+                "mark them, or let --labels be auto"
+            )
+        return opened.samples, list(opened.notes)
+
+
+def improve(
+    detector: AnomalyDetector,
+    lesson: Lesson,
+    config: Config,
+    *,
+    reader: Reader,
+    work_folder: Path | None,
+    resume: bool,
+) -> tuple[Learned, Improvement]:
+    """Train a copy of a detector's network on, set its thresholds anew, and judge it before and after.
+
+    Raises:
+        DataError: no good images at hand, a mask is missing, or a folder holds nothing.
+        ImageError: an unreadable image or mask.
+        ModelError: the checkpoint belongs to another run.
+    """
+    started = time.perf_counter()
+    seed, rate = config.training.seed, config.calibration.false_alarm_rate
+    samples, notes = lesson.labelled()
+    network = copy.deepcopy(detector.network_)
+    network.config = config
+    good, remarks = gather_good(detector, network, lesson.good, samples, reader, pictures=bool(lesson.synthetic))
+    notes += remarks
+    learned, held_out = hold_out(samples, config.improvement.anomaly_holdout, seed)
+
+    sources: list[AnomalySource] = []
+    known, judged, external = None, None, None
+    if learned:
+        known, learned, remarks = embed_anomalies(network, "labelled", learned, lesson.labels, reader)
+        notes += remarks
+        sources.append(known)
+    if held_out:
+        judged, held_out, _ = embed_anomalies(network, "held-out", held_out, "image", reader)
+    sources += [SyntheticAnomalies(kind, network, good.picture, len(good.training)) for kind in lesson.synthetic]
+    if lesson.external is not None:
+        external, remarks = embed_external(network, lesson.external, len(good.training), seed, reader)
+        notes += remarks
+        sources.append(external)
+
+    types = [sample.defect_type for sample in held_out]
+    hashes = [content_hash(sample.path) for sample in learned]
+    before = judge(network, good, judged, types, rate)
+    described = [detector.metadata_["training"]["losses"], config, good.hashes, hashes, lesson.labels]
+    described += [source.name for source in sources] + [external.features.shape if external else 0]
+    record = train(
+        network,
+        GoodAndAnomalousImages(GoodImages(network, good.cache, good.training), sources, config.improvement, seed),
+        config.improvement_training(),
+        device=network.feature_mean.device,
+        fingerprint=hashlib.sha256(repr(described).encode()).hexdigest(),
+        checkpoint=work_folder,
+        resume=resume,
+        progress=reader.progress,
+    )
+    scores, maps = score_cached(network, good.cache, good.held_out)
+    improvement = Improvement(
+        sources=[source.name for source in sources],
+        learned=dict(sorted(Counter(sample.defect_type for sample in learned).items())),
+        with_mask=int(known.has_mask.sum()) if known else 0,
+        external=len(external) if external else 0,
+        before=before,
+        after=judge(network, good, judged, types, rate),
+        hashes=hashes,
+        losses=record.losses,
+        seconds=time.perf_counter() - started,
+        notes=notes,
+    )
+    metadata = {
+        **detector.metadata_,
+        "data": {**detector.metadata_["data"], **good.record()},
+        "improvements": [*detector.metadata_.get("improvements", []), improvement.to_dict()],
+    }
+    return Learned(network=network, thresholds=calibrate_detector(scores, maps, rate), metadata=metadata), improvement
+
+
+def improved_config(config: Config, overrides: dict[str, Any]) -> Config:
+    """The detector's configuration with changes that leave its network as it is.
+
+    Raises:
+        ConfigError: a field shapes the network, is unknown, or out of range.
+    """
+    for name in overrides:
+        setting = find_setting(name)
+        if setting.section not in ("training", "improvement", "calibration") or setting.name == "holdout":
+            value = config.flat()[setting.name]
+            raise ConfigError(
+                f"{setting.name} is {value} in this model and cannot change now; fit a new one"
+            )
+    return config.override(**overrides)
+
+
+def hold_out(samples: Sequence[Anomaly], share: float, seed: int) -> tuple[list[Anomaly], list[Anomaly]]:
+    """Which of the labelled anomalies are learned from and which judge, type by type; none of a type with few."""
+    learned: list[Anomaly] = []
+    held_out: list[Anomaly] = []
+    for name in sorted({sample.defect_type for sample in samples}):
+        of_type = [sample for sample in samples if sample.defect_type == name]
+        held = max(1, round(share * len(of_type))) if share > 0 and len(of_type) >= FEW else 0
+        order = np.random.default_rng(seed).permutation(len(of_type))
+        held_out += [of_type[i] for i in np.sort(order[:held])]
+        learned += [of_type[i] for i in np.sort(order[held:])]
+    return learned, held_out
+
+
+def embed_anomalies(
+    network: ADTR, name: str, samples: list[Anomaly], labels: Labels, reader: Reader
+) -> tuple[KnownAnomalies, list[Anomaly], list[str]]:
+    """Features and grid masks of labelled images, those of them that could be read, and remarks on their masks."""
+    embedded = reader.embed(network, [sample.path for sample in samples], stage=f"{name} anomalies")
+    samples = [samples[i] for i in embedded.indices]
+    grid = network.config.embedding.grid_size
+    masks = torch.zeros(len(samples), grid[0] * grid[1])
+    has_mask = torch.zeros(len(samples), dtype=torch.bool)
+    shares: dict[Path, float] = {}
+    for i, (sample, size) in enumerate(zip(samples, embedded.sizes, strict=True)):
+        if labels == "image" or sample.mask is None:
+            continue
+        mask = sample.read_mask(size)
+        shares[sample.path] = 0.0 if mask is None else float(mask.mean())
+        if mask is not None:
+            masks[i], has_mask[i] = mask_on_grid(mask, grid), True
+    features = embedded.cache.features[: len(samples)]
+    return KnownAnomalies(name, network, features, masks, has_mask), samples, mask_notes(shares)
+
+
+def embed_external(
+    network: ADTR, images: object, wanted: int, seed: int, reader: Reader
+) -> tuple[KnownAnomalies, list[str]]:
+    """As many images of an irrelevant data set as there are good ones, or all of a smaller one with a remark."""
+    sources = external_sources(images)
+    notes = []
+    if len(sources) < wanted:
+        notes.append(f"the external data set has {len(sources)} images for {wanted} good ones; each is used more often")
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(sources))[:wanted])
+    embedded = reader.embed(network, [sources[i] for i in chosen], stage="external images")
+    count, tokens = len(embedded.hashes), embedded.cache.features.shape[1]
+    unmarked = torch.zeros(count, dtype=torch.bool)
+    features = embedded.cache.features[:count]
+    return KnownAnomalies("external", network, features, torch.zeros(count, tokens), unmarked), notes

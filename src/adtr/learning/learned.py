@@ -1,0 +1,45 @@
+"""What learning gives, and how it reads its images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from adtr.calibration import Thresholds
+from adtr.data.loading import SkippedImage
+from adtr.model.network import ADTR
+from adtr.progress import Progress, Silent
+from adtr.training.features import EmbeddedImages, embed_images
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+OnError = Literal["raise", "skip"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """A trained network and all that belongs to it."""
+
+    network: ADTR
+    thresholds: Thresholds
+    metadata: dict[str, Any]
+    """Versions, data and training record; JSON values."""
+    features: Tensor | None = None
+    """Of the good images, (n, N, C), where they were to be kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """Embeds sets of images in one manner, and gathers what could not be read."""
+
+    on_error: OnError = "raise"
+    progress: Progress = field(default_factory=Silent)
+    skipped: list[SkippedImage] = field(default_factory=list)
+
+    def embed(self, network: ADTR, sources: Sequence[object], stage: str = "features") -> EmbeddedImages:
+        """See `embed_images`."""
+        return embed_images(
+            network, sources, on_error=self.on_error, skipped=self.skipped, progress=self.progress, stage=stage
+        )
