@@ -14,7 +14,12 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-DATASETS = {"transistor": "mvtec/transistor", "magnetic_tile": "magnetic_tile"}
+DATASETS = {
+    "transistor": "mvtec/transistor",
+    "magnetic_tile": "magnetic_tile",
+    "cifar10": "cifar10",
+    "irrelevant_photos": "irrelevant_photos",
+}
 
 
 def parser(description: str) -> argparse.ArgumentParser:
