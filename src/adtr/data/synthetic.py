@@ -234,9 +234,16 @@ def _gradient_noise(shape: tuple[int, ...], cells: NDArray[np.integer], rng: np.
         near = np.clip(1 - np.abs(offset), 0, 1)
         offsets.append(offset.astype(np.float32))
         fades.append((near**3 * (near * (6 * near - 15) + 10)).astype(np.float32))
-    down = (fades[0] * offsets[0]) @ np.sin(angles) @ fades[1].T
-    aside = fades[0] @ np.cos(angles) @ (fades[1] * offsets[1]).T
-    return np.asarray(down + aside)
+    down = _product(fades[0] * offsets[0], np.sin(angles), fades[1])
+    aside = _product(fades[0], np.cos(angles), fades[1] * offsets[1])
+    return down + aside
+
+
+def _product(rows: _Field, middle: _Field, columns: _Field) -> _Field:
+    """The matrix rows @ middle @ columns^T; by einsum, since BLAS' threads would compete with those of the network."""
+    left: _Field = np.einsum("hi,ij->hj", rows, middle)
+    product: _Field = np.einsum("hj,wj->hw", left, columns)
+    return product
 
 
 def _rearrange(image: Image, rng: np.random.Generator) -> Image:
