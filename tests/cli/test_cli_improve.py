@@ -43,7 +43,10 @@ def test_improve_writes_a_model_and_says_what_it_learned(
     assert [path.name for path in output.parent.iterdir()] == ["better"]  # no work folder stays
     record = read_metadata(output)[2]["improvements"][0]
     assert record["sources"] == ["labelled", "scar"]
-    assert run("predict", output, anomalies / "dark").returncode in (0, 1)
+    info = run("info", output).stdout
+    assert "improved with labelled, scar (6 labelled images); false alarms " in info
+    scored = run("predict", output, anomalies / "dark")
+    assert len(scored.stdout.splitlines()) == 8, scored.stderr
 
 
 def test_it_can_replace_the_model_it_started_from(model: Path, tmp_path: Path) -> None:

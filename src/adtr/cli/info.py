@@ -18,7 +18,7 @@ def command(model: Path, as_json: bool) -> None:
 
     config, thresholds, metadata = read_metadata(model)
     if as_json:
-        metadata["data"].pop("image_hashes", None)
+        metadata["data"] = {k: v for k, v in metadata["data"].items() if not k.endswith("hashes")}
         click.echo(to_json({"config": config.to_dict(), **metadata}), nl=False)
         return
     data, training, backbone = metadata["data"], metadata["training"], metadata["backbone"]
@@ -37,6 +37,13 @@ def command(model: Path, as_json: bool) -> None:
     }
     for name, value in lines.items():
         click.echo(f"{name:<13} {value}")
+    for past in metadata.get("improvements", []):
+        before, after = past["before"], past["after"]
+        click.echo(
+            f"improved with {', '.join(past['sources'])} ({sum(past['learned'].values())} labelled images); false alarms "
+            f"{before['false_alarms']}/{before['good']} -> {after['false_alarms']}/{after['good']}, missed "
+            f"{before['missed']}/{before['anomalies']} -> {after['missed']}/{after['anomalies']}"
+        )
 
 
 def _size(size: tuple[int, int]) -> str:

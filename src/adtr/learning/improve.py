@@ -56,9 +56,7 @@ class Lesson:
 
     def __post_init__(self) -> None:
         if self.anomalies is None and not self.synthetic and self.external is None:
-            raise ConfigError(
-                "nothing to learn from: give labelled anomalies, a synthetic kind or external images"
-            )
+            raise ConfigError("nothing to learn from: give labelled anomalies, a synthetic kind or external images")
         if self.labels not in ("auto", "pixel", "image"):
             raise ConfigError(f"labels must be auto, pixel or image, not {self.labels!r}")
         for kind in self.synthetic:
@@ -170,9 +168,7 @@ def improved_config(config: Config, overrides: dict[str, Any]) -> Config:
         setting = find_setting(name)
         if setting.section not in ("training", "improvement", "calibration") or setting.name == "holdout":
             value = config.flat()[setting.name]
-            raise ConfigError(
-                f"{setting.name} is {value} in this model and cannot change now; fit a new one"
-            )
+            raise ConfigError(f"{setting.name} is {value} in this model and cannot change now; fit a new one")
     return config.override(**overrides)
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic Newton-Schulz iteration (Jordan et al., 2024); steep at 0, so that few steps are enough."""
+STEPS = 5
+"""Iterations; after 5 the singular values lie between about 0.7 and 1.2."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -33,7 +35,7 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         weight_decay: float = 0.0,
         momentum: float = 0.95,
-        steps: int = 5,
+        steps: int = STEPS,
     ) -> None:
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "steps": steps})
 
@@ -74,7 +76,7 @@ def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
 
     Args:
         matrices: (n, rows, columns).
-        steps: iterations; after 5 the singular values lie between about 0.7 and 1.2.
+        steps: iterations.
 
     Returns:
         (n, rows, columns), bfloat16.
