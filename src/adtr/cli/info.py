@@ -40,8 +40,8 @@ def command(model: Path, as_json: bool) -> None:
     for past in metadata.get("improvements", []):
         before, after = past["before"], past["after"]
         click.echo(
-            f"improved with {', '.join(past['sources'])} ({sum(past['learned'].values())} labelled images); false alarms "
-            f"{before['false_alarms']}/{before['good']} -> {after['false_alarms']}/{after['good']}, missed "
+            f"improved with {', '.join(past['sources'])} ({sum(past['learned'].values())} labelled images); "
+            f"false alarms {before['false_alarms']}/{before['good']} -> {after['false_alarms']}/{after['good']}, missed "
             f"{before['missed']}/{before['anomalies']} -> {after['missed']}/{after['anomalies']}"
         )
 
