@@ -41,8 +41,8 @@ def command(model: Path, as_json: bool) -> None:
         before, after = past["before"], past["after"]
         click.echo(
             f"improved with {', '.join(past['sources'])} ({sum(past['learned'].values())} labelled images); "
-            f"false alarms {before['false_alarms']}/{before['good']} -> {after['false_alarms']}/{after['good']}, missed "
-            f"{before['missed']}/{before['anomalies']} -> {after['missed']}/{after['anomalies']}"
+            f"false alarms {before['false_alarms']}/{before['good']} -> {after['false_alarms']}/{after['good']}, "
+            f"missed {before['missed']}/{before['anomalies']} -> {after['missed']}/{after['anomalies']}"
         )
 
 
