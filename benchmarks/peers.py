@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -192,6 +193,7 @@ def arguments() -> argparse.Namespace:
     made.add_argument("--datasets", nargs="+", default=["transistor", "magnetic_tile"])
     made.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     made.add_argument("--methods", nargs="+", default=["adtr", *PEERS])
+    made.add_argument("--limit", type=int, help="train every method on at most so many images, the same for all")
     made.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="overrides of adtr's preset")
     return made.parse_args()
 
@@ -202,6 +204,9 @@ def main() -> None:
     results, rows = [], []
     for name in options.datasets:
         dataset = open_dataset(dataset_folder(options.data, name))
+        if options.limit and options.limit < len(dataset.train):
+            chosen = np.random.default_rng(0).permutation(len(dataset.train))[: options.limit]
+            dataset = replace(dataset, train=[dataset.train[i] for i in np.sort(chosen)])
         paths = [sample.path for sample in dataset.train]
         for method in options.methods:
             runs = []
@@ -217,7 +222,14 @@ def main() -> None:
                 results.append({"dataset": name, **run})
                 print(results[-1], flush=True)
             keys = ("image_auroc", "pixel_auroc", "aupro", "fit_seconds", "images_per_second")
-            rows.append({"data": name, "method": method, **{key: spread([r[key] for r in runs]) for key in keys}})
+            rows.append(
+                {
+                    "data": name,
+                    "trained on": len(paths),
+                    "method": method,
+                    **{key: spread([r[key] for r in runs]) for key in keys},
+                }
+            )
     write(options.output, "peers", results, table(rows))
 
 
