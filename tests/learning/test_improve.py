@@ -16,7 +16,6 @@ from adtr.data.anomalies import Anomalies, open_anomalies
 from adtr.data.folder import content_hash
 from adtr.detector import AnomalyDetector
 from adtr.errors import ConfigError, DataError, ImageError, ModelError
-from adtr.learning.guard import Improvement, Judgement
 from adtr.progress import Silent
 from adtr.store import FEATURES
 from adtr.training import loop
@@ -348,55 +347,6 @@ def test_a_run_that_was_cut_resumes_to_the_same_model(
     assert resumed.thresholds_ == improved.thresholds_
     with pytest.raises(ModelError, match="other images or another configuration"):
         detector.improve(anomalies, improve_epochs=3, alpha=0.1, work_folder=tmp_path, resume=True)
-
-
-# The guard's words.
-
-
-def judgement(false_alarms: int, missed: int, auroc: float | None = 0.9) -> Judgement:
-    return Judgement(
-        good=40,
-        false_alarms=false_alarms,
-        anomalies=10,
-        missed=missed,
-        image_auroc=auroc,
-        missed_by_type={"scratch": missed},
-        anomalies_by_type={"scratch": 10},
-    )
-
-
-def improvement(before: Judgement, after: Judgement) -> Improvement:
-    return Improvement(
-        sources=["labelled"],
-        learned={"scratch": 30},
-        with_mask=30,
-        external=0,
-        before=before,
-        after=after,
-        hashes=[],
-        losses=[],
-        seconds=1,
-        notes=[],
-    )
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "better", "word"),
-    [
-        (judgement(1, 5), judgement(1, 2), True, ""),
-        (judgement(1, 5), judgement(2, 2), False, "WORSE on good images"),
-        (judgement(1, 5), judgement(0, 6), False, "WORSE on the anomalies held out"),
-        (judgement(1, 5, 0.9), judgement(1, 5, 0.95), True, ""),
-        (judgement(1, 5, 0.9), judgement(1, 5, 0.85), False, ""),
-    ],
-)
-def test_the_guard_says_plainly_what_is_worse(before: Judgement, after: Judgement, better: bool, word: str) -> None:
-    told = improvement(before, after)
-    assert told.is_better == better
-    text = "\n".join(told.describe())
-    assert word in text
-    assert ("WORSE" in text) == bool(word)
-    assert f"{before.missed}/10" in text
 
 
 def test_anomalies_that_were_opened_before_are_taken_as_they_are(detector: AnomalyDetector, anomalies: Path) -> None:

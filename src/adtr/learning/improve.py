@@ -178,7 +178,8 @@ def hold_out(samples: Sequence[Anomaly], share: float, seed: int) -> tuple[list[
     held_out: list[Anomaly] = []
     for name in sorted({sample.defect_type for sample in samples}):
         of_type = [sample for sample in samples if sample.defect_type == name]
-        held = max(1, round(share * len(of_type))) if share > 0 and len(of_type) >= FEW else 0
+        wanted = max(1, min(len(of_type) - 1, round(share * len(of_type))))
+        held = wanted if share > 0 and len(of_type) >= FEW else 0
         order = np.random.default_rng(seed).permutation(len(of_type))
         held_out += [of_type[i] for i in np.sort(order[:held])]
         learned += [of_type[i] for i in np.sort(order[held:])]
