@@ -40,13 +40,20 @@ PAPER = {
     "schedule": "step",
     "drop_epoch": 400,
     "precision": "fp32",
+    "improve_epochs": 300,
+    "improve_max_steps": 0,
+    "improve_learning_rate": 1e-4,
+    "improve_drop_epoch": 200,
+    "alpha": 0.003,
+    "top_k": 20,
+    "anomaly_share": 0.5,
 }
 PRESETS = {
     "paper-mvtec": {**PAPER, "image_size": (256, 256), "grid_size": (16, 16), "batch_size": 16},
     "paper-mvtec-512": {**PAPER, "image_size": (512, 512), "grid_size": (32, 32), "batch_size": 16},
     "paper-cifar10": {**PAPER, "image_size": (32, 32), "grid_size": (8, 8), "batch_size": 128},
 }
-NOT_IN_THE_PAPER = {"pool_size", "seed", "holdout", "holdout_min", "false_alarm_rate"}
+NOT_IN_THE_PAPER = {"pool_size", "seed", "holdout", "holdout_min", "false_alarm_rate", "anomaly_holdout"}
 
 
 def error_of(call: Callable[..., object], *arguments: object, **keywords: object) -> str:
@@ -191,7 +198,7 @@ def test_dashes_serve_as_underscores(quick: Config) -> None:
         ("precision", 32, "unknown precision '32'"),
         ("heads", 7, "width 256 is not a multiple of heads 7"),
         ("epoch", 3, "unknown configuration field 'epoch'; did you mean epochs?"),
-        ("zzzzzz", 3, "unknown configuration field 'zzzzzz' (known: backbone, batch_size,"),
+        ("zzzzzz", 3, "unknown configuration field 'zzzzzz' (known: alpha, anomaly_holdout,"),
     ],
 )
 def test_mistakes_are_one_line_that_says_what_is_right(quick: Config, name: str, value: object, says: str) -> None:
@@ -321,3 +328,16 @@ def test_any_value_is_taken_or_refused_in_one_line(name: str, value: object) -> 
         assert name in error_of(setting.parse, value)
     else:
         assert setting.parse(parsed) == parsed
+
+
+def test_a_batch_of_the_improvement_counts_its_good_images(quick: Config) -> None:
+    training = quick.override(batch_size=8, anomaly_share=0.25, improve_learning_rate=0.5).improvement_training()
+    assert (training.batch_size, training.learning_rate, training.max_steps) == (6, 0.5, 200)
+    assert quick.override(batch_size=1).improvement_training().batch_size == 1
+
+
+@pytest.mark.parametrize("name", ["improve_epochs", "improve-epochs"])
+def test_whoever_gives_epochs_of_the_improvement_means_epochs(quick: Config, name: str) -> None:
+    assert quick.improvement.improve_max_steps == 200
+    assert quick.override(**{name: 3}).improvement_training().max_steps == 0
+    assert quick.override(**{name: 3}).training.max_steps == 500

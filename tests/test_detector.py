@@ -287,7 +287,7 @@ def test_learning_from_paths_and_from_a_data_set(dataset: Path, detector: Anomal
 
 
 def test_too_few_images_fail_before_any_work(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adtr.learning.learned.embed_images", lambda *_: pytest.fail("this would be work"))
+    monkeypatch.setattr("adtr.learning.learned.embed_images", lambda *_, **__: pytest.fail("this would be work"))
     good = sorted((dataset / "train/good").iterdir())
     with pytest.raises(DataError, match="11 good images are too few"):
         AnomalyDetector(**FAST).fit(good[:11])

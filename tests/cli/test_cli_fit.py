@@ -180,7 +180,7 @@ def test_an_interrupted_run_says_so_and_leaves_no_empty_work_folder(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("adtr.training.loop.train", interrupt)
+    monkeypatch.setattr("adtr.learning.fit.train", interrupt)
     assert adtr("fit", folder, "-o", tmp_path / "model", *QUICK) == 130
     assert capsys.readouterr().err.strip() == "adtr: stopped"
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
