@@ -275,9 +275,8 @@ def test_an_external_set_smaller_than_the_good_one_is_used_more_often(detector: 
     rng = np.random.default_rng(0)
     better = detector.improve(external=[rng.integers(0, 255, (20, 20, 3), np.uint8) for _ in range(3)], **FEW_STEPS)
     assert better.improvement_ is not None
-    assert better.improvement_.notes == [
-        "the external data set holds 3 images for 14 good ones; each is used more often"
-    ]
+    (note,) = better.improvement_.notes
+    assert note == "the external data set has 3 images for 14 good ones; each is used more often"
 
 
 def test_unreadable_anomalies_are_named_and_counted(detector: AnomalyDetector, tmp_path: Path) -> None:
