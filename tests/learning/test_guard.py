@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from adtr.data.anomalies import Anomaly
-from adtr.learning import guard
 from adtr.learning.guard import FEW, Improvement, Judgement, judge
 from adtr.learning.improve import hold_out
 
@@ -38,30 +34,21 @@ def test_a_part_of_each_type_is_held_out(counts: dict[str, int], share: float, s
 # How it is judged.
 
 
-def judged(monkeypatch: pytest.MonkeyPatch, good: list[float], anomalous: list[float], types: list[str]) -> Judgement:
+def judged(good: list[float], anomalous: list[float], types: list[str]) -> Judgement:
     """The judgement on scores that are given."""
-    scores = iter([good, anomalous])
-
-    def score(*_: object) -> tuple[np.ndarray, np.ndarray]:
-        values = np.array(next(scores), np.float32)
-        return values, np.ones((len(values), 2, 2), np.float32)
-
-    monkeypatch.setattr(guard, "score_cached", score)
-    at_hand: Any = SimpleNamespace(cache=None, held_out=None)
-    known: Any = SimpleNamespace(features=torch.zeros(len(anomalous), 1, 1)) if anomalous else None
-    network: Any = None
-    return judge(network, at_hand, known, types, 0.01)
+    scores = np.array(good, np.float32)
+    return judge(scores, np.ones((len(good), 2, 2), np.float32), np.array(anomalous, np.float32), types, 0.01)
 
 
-def test_each_half_of_the_good_images_judges_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = judged(monkeypatch, [1.0, 1.0, 1.1, 1.0, 9.0, 1.0], [], [])  # 1.1 and 9 exceed all of the other half
+def test_each_half_of_the_good_images_judges_the_other() -> None:
+    result = judged([1.0, 1.0, 1.1, 1.0, 9.0, 1.0], [], [])  # 1.1 and 9 exceed all of the other half
     assert (result.good, result.false_alarms) == (6, 2)
     assert (result.anomalies, result.missed, result.image_auroc) == (0, 0, None)
-    assert judged(monkeypatch, [1.0] * 6, [], []).false_alarms == 0
+    assert judged([1.0] * 6, [], []).false_alarms == 0
 
 
-def test_missed_anomalies_are_counted_by_type(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = judged(monkeypatch, [1.0, 2.0, 3.0, 4.0], [3.5, 9.0, 0.5], ["dent", "dent", "scratch"])
+def test_missed_anomalies_are_counted_by_type() -> None:
+    result = judged([1.0, 2.0, 3.0, 4.0], [3.5, 9.0, 0.5], ["dent", "dent", "scratch"])
     assert result.missed == 2
     assert result.missed_by_type == {"dent": 1, "scratch": 1}
     assert result.anomalies_by_type == {"dent": 2, "scratch": 1}

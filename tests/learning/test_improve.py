@@ -167,7 +167,11 @@ def test_kept_features_give_the_same_model_without_the_images(dataset: Path, ano
     from_images = AnomalyDetector(**SMALL).fit(copied).improve(anomalies, **FEW_STEPS)
     shutil.rmtree(copied)
     loaded = AnomalyDetector.load(tmp_path / "model")
-    assert same(loaded.improve(anomalies, **FEW_STEPS), from_images)
+    better = loaded.improve(anomalies, **FEW_STEPS)
+    assert same(better, from_images)
+    better.save(tmp_path / "better")  # and can be improved again
+    again = AnomalyDetector.load(tmp_path / "better").improve(anomalies, **FEW_STEPS)
+    assert len(again.metadata_["improvements"]) == 2
     with pytest.raises(DataError, match=r"are not at hand \(.*is not there any more\); give them with --good"):
         loaded.improve(synthetic=["confetti"], **FEW_STEPS)
     with pytest.raises(DataError, match="no such folder"):
@@ -346,6 +350,14 @@ def test_a_run_that_was_cut_resumes_to_the_same_model(
     assert resumed.thresholds_ == improved.thresholds_
     with pytest.raises(ModelError, match="other images or another configuration"):
         detector.improve(anomalies, improve_epochs=3, alpha=0.1, work_folder=tmp_path, resume=True)
+    with pytest.raises(ModelError, match="other images or another configuration"):  # the same network, improved since
+        improved.improve(anomalies, improve_epochs=3, work_folder=tmp_path, resume=True)
+    drawn = Path(shutil.copytree(anomalies, tmp_path / "drawn"))
+    mask = next((drawn / "ground_truth/faint").iterdir())
+    for path in (drawn / "ground_truth/faint").iterdir():  # the same images, marked elsewhere
+        Image.fromarray(np.asarray(Image.open(mask))[::-1]).save(path)
+    with pytest.raises(ModelError, match="other images or another configuration"):
+        detector.improve(drawn, improve_epochs=3, work_folder=tmp_path, resume=True)
 
 
 def test_anomalies_that_were_opened_before_are_taken_as_they_are(detector: AnomalyDetector, anomalies: Path) -> None:

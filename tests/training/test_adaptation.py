@@ -41,7 +41,7 @@ def known(network: ADTR, name: str, marked: list[bool]) -> KnownAnomalies:
     has_mask = torch.tensor(marked)
     masks = torch.zeros(len(marked), 16)
     masks[has_mask, :5] = 1
-    return KnownAnomalies(name, network, features.half(), masks, has_mask)
+    return KnownAnomalies(name, network, features.half(), masks, has_mask, [name] * len(marked))
 
 
 def picture(i: int) -> np.ndarray:
@@ -169,7 +169,7 @@ def test_training_pushes_anomalies_away_and_keeps_good_images(good: GoodImages, 
     """Anomalies that the network reconstructs like good images no longer are after the training."""
     features = good.cache.features
     similar = features[1:5] + 0.5 * torch.randn(4, 16, features.shape[2], generator=torch.Generator().manual_seed(1))
-    marked = KnownAnomalies("labelled", network, similar, torch.ones(4, 16), torch.ones(4, dtype=torch.bool))
+    marked = KnownAnomalies("labelled", network, similar, torch.ones(4, 16), torch.ones(4, dtype=torch.bool), ["x"] * 4)
     config = network.config.override(improve_epochs=60, improve_learning_rate=3e-3, optimizer="adamw", alpha=0.3)
 
     def phi(x: torch.Tensor) -> float:

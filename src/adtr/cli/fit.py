@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ from adtr.cli.options import (
     resolve,
     say,
     weights_option,
+    work_folder,
 )
 
 
@@ -56,18 +56,11 @@ def command(
     """
     from adtr.config import load_preset
     from adtr.data.folder import open_dataset
-    from adtr.files import check_writable
-    from adtr.store import check_replaceable
 
     preset, overrides = resolve(preset, config_file, flags)
     load_preset(preset).override(**overrides)
     dataset = open_dataset(data)
-    check_replaceable(output)
-    work = output.with_name(f"{output.name}.unfinished")
-    check_writable(work)
-
-    finished = False
-    try:
+    with work_folder(output) as work:
         from adtr.detector import AnomalyDetector
 
         detector = AnomalyDetector(preset, device=device, backbone_weights=backbone_weights, **overrides)
@@ -81,11 +74,6 @@ def command(
                 progress=progress,
             )
         detector.save(output, store_backbone=store_backbone)
-        finished = True
-    finally:
-        # A checkpoint is kept for --resume; an empty work folder is of no use to anybody.
-        if finished or not any(work.iterdir()):
-            shutil.rmtree(work, ignore_errors=True)
 
     report_skipped(detector.skipped_)
     training = detector.metadata_["training"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from adtr.cli.options import (
     report_skipped,
     say,
     weights_option,
+    work_folder,
 )
 from adtr.errors import AdtrError
 
@@ -86,18 +86,12 @@ def command(
 
     MODEL is a model folder. The new model is judged beside the old one on good images and anomalies held out.
     """
-    from adtr.files import check_writable
-    from adtr.store import check_replaceable, read_metadata
+    from adtr.store import read_metadata
 
     if annotations is not None and anomalies is None:
         raise AdtrError("--annotations describes the images of --anomalies; give that too")
     read_metadata(model)
-    check_replaceable(output)
-    work = output.with_name(f"{output.name}.unfinished")
-    check_writable(work)
-
-    finished = False
-    try:
+    with work_folder(output) as work:
         from adtr.detector import AnomalyDetector
 
         detector = AnomalyDetector.load(model, device=device, backbone_weights=backbone_weights)
@@ -120,10 +114,6 @@ def command(
         refused = keep_if_better and not improvement.is_better
         if not refused:
             better.save(output)
-        finished = True
-    finally:
-        if finished or not any(work.iterdir()):
-            shutil.rmtree(work, ignore_errors=True)
 
     report_skipped(better.skipped_)
     for note in improvement.notes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -90,6 +91,29 @@ def check_output_file(path: Path) -> None:
     if path.is_dir():
         raise AdtrError(f"{path} is a folder, not a file; choose another --output")
     check_writable(path.parent)
+
+
+@contextlib.contextmanager
+def work_folder(output: Path) -> Iterator[Path]:
+    """The folder for checkpoints beside a model that is being made, which must be replaceable.
+
+    It goes once the model is there. What holds a checkpoint stays for --resume; an empty one is of no use to anybody.
+
+    Raises:
+        AdtrError: the output is something else than a model, or cannot be written.
+    """
+    from adtr.store import check_replaceable
+
+    check_replaceable(output)
+    work = output.with_name(f"{output.name}.unfinished")
+    check_writable(work)
+    try:
+        yield work
+    except BaseException:
+        if not any(work.iterdir()):
+            shutil.rmtree(work, ignore_errors=True)
+        raise
+    shutil.rmtree(work, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,6 @@ from adtr.model.network import ADTR
 from adtr.training.feature_cache import FeatureCache
 
 if TYPE_CHECKING:
-    from adtr.data.anomalies import Anomaly
     from adtr.detector import AnomalyDetector
 
 PICTURE_MEMORY = 512 << 20
@@ -67,7 +66,7 @@ def gather_good(
     detector: AnomalyDetector,
     network: ADTR,
     good: object,
-    anomalies: Sequence[Anomaly],
+    marked: set[str],
     reader: Reader,
     *,
     pictures: bool,
@@ -80,7 +79,7 @@ def gather_good(
         detector: whose good images they are.
         network: embeds them where `fit` did not keep their features.
         good: good images in place of those of the fit; None for the latter.
-        anomalies: labelled ones.
+        marked: hashes of labelled anomalies.
         reader: reads the images.
         pictures: whether the images themselves will be asked for.
 
@@ -100,7 +99,6 @@ def gather_good(
         cache, hashes = embedded.cache, embedded.hashes
         sources = [sources[i] for i in embedded.indices]
 
-    marked = {content_hash(sample.path) for sample in anomalies if sample.path.is_file()}
     held_before, known = set(data["held_out_hashes"]), set(data["image_hashes"])
     share = network.config.calibration.holdout
     training: list[int] = []

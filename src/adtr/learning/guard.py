@@ -8,14 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from adtr.calibration import calibrate_detector, exceeds
-from adtr.learning.good import GoodImagesAtHand
-from adtr.model.network import ADTR
-from adtr.training.adaptation import KnownAnomalies
-from adtr.training.feature_cache import FeatureCache
-from adtr.training.features import score_cached
 
 FEW = 4
 """Of a defect type with fewer images than this, none is held out."""
@@ -100,44 +95,42 @@ class Improvement:
 
 
 def judge(
-    network: ADTR,
-    good: GoodImagesAtHand,
-    anomalies: KnownAnomalies | None,
+    scores: NDArray[np.floating],
+    maps: NDArray[np.floating],
+    anomaly_scores: NDArray[np.floating],
     types: Sequence[str],
     false_alarm_rate: float,
 ) -> Judgement:
-    """Judge a network on held-out good images and on anomalies, of the given types, that it did not learn from."""
+    """Judge a detector by what it says of images that it did not learn from.
+
+    Args:
+        scores: of good images, (n,).
+        maps: their score maps, (n, H, W).
+        anomaly_scores: of anomalies, (m,); m may be 0.
+        types: their defect types.
+        false_alarm_rate: what the thresholds are asked for.
+    """
     from sklearn.metrics import roc_auc_score
 
-    scores, maps = score_cached(network, good.cache, good.held_out)
     halves = np.arange(len(scores)) % 2
     false_alarms = 0
     for half in (0, 1):
         judges, judged = halves != half, halves == half
         threshold = calibrate_detector(scores[judges], maps[judges], false_alarm_rate).image
         false_alarms += int(exceeds(scores[judged], threshold).sum())
-    if anomalies is None:
-        return Judgement(
-            good=len(scores),
-            false_alarms=false_alarms,
-            anomalies=0,
-            missed=0,
-            image_auroc=None,
-            missed_by_type={},
-            anomalies_by_type={},
-        )
     threshold = calibrate_detector(scores, maps, false_alarm_rate).image
-    cache = FeatureCache.of(anomalies.features)
-    anomaly_scores, _ = score_cached(network, cache, torch.arange(len(cache)))
-    missed = [name for name, found in zip(types, exceeds(anomaly_scores, threshold), strict=True) if not found]
-    counts, missed_counts = Counter(types), Counter(missed)
-    truth = np.concatenate([np.zeros(len(scores)), np.ones(len(anomaly_scores))])
+    missed = Counter(name for name, score in zip(types, anomaly_scores, strict=True) if not exceeds(score, threshold))
+    counts = Counter(types)
+    auroc = None
+    if len(anomaly_scores):
+        truth = np.repeat([0, 1], [len(scores), len(anomaly_scores)])
+        auroc = float(roc_auc_score(truth, np.concatenate([scores, anomaly_scores]).astype(np.float64)))
     return Judgement(
         good=len(scores),
         false_alarms=false_alarms,
         anomalies=len(anomaly_scores),
-        missed=len(missed),
-        image_auroc=float(roc_auc_score(truth, np.concatenate([scores, anomaly_scores]).astype(np.float64))),
-        missed_by_type={name: missed_counts[name] for name in counts},
+        missed=missed.total(),
+        image_auroc=auroc,
+        missed_by_type={name: missed[name] for name in counts},
         anomalies_by_type=dict(counts),
     )

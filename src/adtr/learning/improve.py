@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from adtr.calibration import calibrate_detector
+from adtr.calibration import Thresholds, calibrate_detector
 from adtr.config import Config, find_setting
 from adtr.data.anomalies import Anomalies, Anomaly, mask_notes, open_anomalies
-from adtr.data.folder import content_hash
 from adtr.data.sources import external_sources
 from adtr.data.synthetic import SYNTHETIC
 from adtr.errors import ConfigError, DataError
 from adtr.learning.good import gather_good
-from adtr.learning.guard import FEW, Improvement, judge
+from adtr.learning.guard import FEW, Improvement, Judgement, judge
 from adtr.learning.learned import Learned, Reader
 from adtr.model.network import ADTR
 from adtr.training.adaptation import (
@@ -34,6 +33,7 @@ from adtr.training.adaptation import (
     mask_on_grid,
 )
 from adtr.training.batches import GoodImages
+from adtr.training.feature_cache import FeatureCache
 from adtr.training.features import score_cached
 from adtr.training.loop import train
 
@@ -104,29 +104,34 @@ def improve(
     samples, notes = lesson.labelled()
     network = copy.deepcopy(detector.network_)
     network.config = config
-    good, remarks = gather_good(detector, network, lesson.good, samples, reader, pictures=bool(lesson.synthetic))
-    notes += remarks
     learned, held_out = hold_out(samples, config.improvement.anomaly_holdout, seed)
 
-    sources: list[AnomalySource] = []
     known, judged, external = None, None, None
     if learned:
         known, learned, remarks = embed_anomalies(network, "labelled", learned, lesson.labels, reader)
         notes += remarks
-        sources.append(known)
     if held_out:
         judged, held_out, _ = embed_anomalies(network, "held-out", held_out, "image", reader)
-    sources += [SyntheticAnomalies(kind, network, good.picture, len(good.training)) for kind in lesson.synthetic]
+    marked = {digest for source in (known, judged) if source for digest in source.hashes}
+    good, remarks = gather_good(detector, network, lesson.good, marked, reader, pictures=bool(lesson.synthetic))
+    notes += remarks
     if lesson.external is not None:
         external, remarks = embed_external(network, lesson.external, len(good.training), seed, reader)
         notes += remarks
-        sources.append(external)
+    made = [SyntheticAnomalies(kind, network, good.picture, len(good.training)) for kind in lesson.synthetic]
+    sources: list[AnomalySource] = [source for source in (known, *made, external) if source]
 
-    types = [sample.defect_type for sample in held_out]
-    hashes = [content_hash(sample.path) for sample in learned]
-    before = judge(network, good, judged, types, rate)
-    described = [detector.metadata_["training"]["losses"], config, good.hashes, hashes, lesson.labels]
-    described += [source.name for source in sources] + [external.features.shape if external else 0]
+    def judgement() -> tuple[Judgement, Thresholds]:
+        scores, maps = score_cached(network, good.cache, good.held_out)
+        anomaly_scores = np.empty(0, np.float32)
+        if judged:
+            anomaly_scores, _ = score_cached(network, FeatureCache.of(judged.features), torch.arange(len(judged)))
+        types = [sample.defect_type for sample in held_out]
+        return judge(scores, maps, anomaly_scores, types, rate), calibrate_detector(scores, maps, rate)
+
+    before, _ = judgement()
+    origin = (detector.metadata_["training"]["losses"], detector.metadata_.get("improvements"))
+    described = (origin, config, good.hashes, [source.fingerprint for source in sources])
     record = train(
         network,
         GoodAndAnomalousImages(GoodImages(network, good.cache, good.training), sources, config.improvement, seed),
@@ -137,15 +142,15 @@ def improve(
         resume=resume,
         progress=reader.progress,
     )
-    scores, maps = score_cached(network, good.cache, good.held_out)
+    after, thresholds = judgement()
     improvement = Improvement(
         sources=[source.name for source in sources],
         learned=dict(sorted(Counter(sample.defect_type for sample in learned).items())),
         with_mask=int(known.has_mask.sum()) if known else 0,
         external=len(external) if external else 0,
         before=before,
-        after=judge(network, good, judged, types, rate),
-        hashes=hashes,
+        after=after,
+        hashes=known.hashes if known else [],
         losses=record.losses,
         seconds=time.perf_counter() - started,
         notes=notes,
@@ -155,7 +160,8 @@ def improve(
         "data": {**detector.metadata_["data"], **good.record()},
         "improvements": [*detector.metadata_.get("improvements", []), improvement.to_dict()],
     }
-    return Learned(network=network, thresholds=calibrate_detector(scores, maps, rate), metadata=metadata), improvement
+    features = None if detector.features_ is None else good.cache.features[: len(good.cache)]  # kept as before
+    return Learned(network=network, thresholds=thresholds, metadata=metadata, features=features), improvement
 
 
 def improved_config(config: Config, overrides: dict[str, Any]) -> Config:
@@ -204,7 +210,7 @@ def embed_anomalies(
         if mask is not None:
             masks[i], has_mask[i] = mask_on_grid(mask, grid), True
     features = embedded.cache.features[: len(samples)]
-    return KnownAnomalies(name, network, features, masks, has_mask), samples, mask_notes(shares)
+    return KnownAnomalies(name, network, features, masks, has_mask, embedded.hashes), samples, mask_notes(shares)
 
 
 def embed_external(
@@ -217,7 +223,6 @@ def embed_external(
         notes.append(f"the external data set has {len(sources)} images for {wanted} good ones; each is used more often")
     chosen = np.sort(np.random.default_rng(seed).permutation(len(sources))[:wanted])
     embedded = reader.embed(network, [sources[i] for i in chosen], stage="external images")
-    count, tokens = len(embedded.hashes), embedded.cache.features.shape[1]
-    unmarked = torch.zeros(count, dtype=torch.bool)
-    features = embedded.cache.features[:count]
-    return KnownAnomalies("external", network, features, torch.zeros(count, tokens), unmarked), notes
+    features = embedded.cache.features[: len(embedded.cache)]
+    masks, has_mask = torch.zeros(features.shape[:2]), torch.zeros(len(features), dtype=torch.bool)
+    return KnownAnomalies("external", network, features, masks, has_mask, embedded.hashes), notes

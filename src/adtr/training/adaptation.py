@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -39,6 +41,10 @@ class AnomalySource(Protocol):
     has_masks: bool
     """Whether any of them has a mask."""
 
+    @property
+    def fingerprint(self) -> str:
+        """Tells this source from others, so that a checkpoint of others is refused."""
+
     def draw(self, count: int, rng: np.random.Generator) -> Batch:
         """So many anomalies; an equal generator gives equal ones."""
 
@@ -52,12 +58,27 @@ class KnownAnomalies:
         features: raw, (m, N, C).
         masks: y(u), (m, N).
         has_mask: whether an image's mask is known, (m,) bool.
+        hashes: of the images' contents, m.
     """
 
-    def __init__(self, name: str, network: ADTR, features: Tensor, masks: Tensor, has_mask: Tensor) -> None:
-        self.name, self.network = name, network
+    def __init__(
+        self,
+        name: str,
+        network: ADTR,
+        features: Tensor,
+        masks: Tensor,
+        has_mask: Tensor,
+        hashes: Sequence[str],
+    ) -> None:
+        self.name, self.network, self.hashes = name, network, list(hashes)
         self.features, self.masks, self.has_mask = features, masks, has_mask
         self.has_masks = bool(has_mask.any())
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the images and of what is marked in them."""
+        marked = self.masks.numpy().tobytes() + self.has_mask.numpy().tobytes()
+        return hashlib.sha256("".join(self.hashes).encode() + marked).hexdigest()
 
     def __len__(self) -> int:
         return len(self.features)
@@ -67,12 +88,8 @@ class KnownAnomalies:
         rows = np.concatenate([rng.permutation(len(self)) for _ in range(-(-count // len(self)))])[:count]
         index = torch.from_numpy(rows)
         device = self.network.feature_mean.device
-        return Batch(
-            features=self.network.standardize(self.features[index].float().to(device)),
-            labels=torch.ones(count, device=device),
-            masks=self.masks[index].to(device),
-            has_mask=self.has_mask[index].to(device),
-        )
+        features = self.network.standardize(self.features[index].float().to(device))
+        return Batch.anomalous(features, self.masks[index], self.has_mask[index])
 
 
 class SyntheticAnomalies:
@@ -90,6 +107,7 @@ class SyntheticAnomalies:
     def __init__(self, kind: str, network: ADTR, image: Callable[[int], NDArray[np.uint8]], images: int) -> None:
         self.name, self.network = kind, network
         self.image, self.images = image, images
+        self.fingerprint = kind
 
     def draw(self, count: int, rng: np.random.Generator) -> Batch:
         """Anomalies on good images drawn at random."""
@@ -101,12 +119,8 @@ class SyntheticAnomalies:
             masks.append(mask_on_grid(mask, grid))
         device = self.network.feature_mean.device
         features = self.network.embedding(torch.from_numpy(np.stack(pictures)).to(device))
-        return Batch(
-            features=self.network.standardize(features),
-            labels=torch.ones(count, device=device),
-            masks=torch.stack(masks).to(device),
-            has_mask=torch.ones(count, dtype=torch.bool, device=device),
-        )
+        has_mask = torch.ones(count, dtype=torch.bool)
+        return Batch.anomalous(self.network.standardize(features), torch.stack(masks), has_mask)
 
 
 class GoodAndAnomalousImages:
@@ -139,7 +153,7 @@ class GoodAndAnomalousImages:
         # Where a step holds fewer anomalies than there are sources, they take turns.
         turns = np.arange(step * anomalies, (step + 1) * anomalies) % len(self.sources)
         batch = self.good.batch(rows, step)
-        batch.has_mask.fill_(self.by_pixel)
+        batch = replace(batch, has_mask=torch.full_like(batch.has_mask, self.by_pixel))
         for i, source in enumerate(self.sources):
             if count := int((turns == i).sum()):
                 batch = batch + source.draw(count, rng)

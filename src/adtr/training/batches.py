@@ -47,6 +47,13 @@ class Batch:
             has_mask=torch.ones(images, dtype=torch.bool, device=features.device),
         )
 
+    @classmethod
+    def anomalous(cls, features: Tensor, masks: Tensor, has_mask: Tensor) -> Batch:
+        """Images with an anomaly each."""
+        device = features.device
+        labels = features.new_ones(len(features))
+        return cls(features=features, labels=labels, masks=masks.to(device), has_mask=has_mask.to(device))
+
     def __add__(self, other: Batch) -> Batch:
         return Batch(
             features=torch.cat([self.features, other.features]),
