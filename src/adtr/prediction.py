@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +63,18 @@ class Prediction:
     def regions(self) -> list[Region]:
         """Marked pixels as connected regions, the highest peak first."""
         return find_regions(self.anomaly_map, self.region_labels)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the map, ready for JSON."""
+        return {
+            "score": self.score,
+            "p_value": self.p_value,
+            "severity": self.severity,
+            "threshold": self.thresholds.image,
+            "verdict": self.verdict,
+            "is_anomalous": self.is_anomalous,
+            "regions": [region.to_dict() for region in self.regions],
+        }
 
 
 def upsample(grid: NDArray[np.float32], size: Size) -> NDArray[np.float32]:

@@ -112,16 +112,7 @@ def command(
             progress=progress,
         )
         for prediction, loaded in stream:
-            row = {
-                "path": str(images[loaded.index]),
-                "score": prediction.score,
-                "p_value": prediction.p_value,
-                "severity": prediction.severity,
-                "threshold": prediction.thresholds.image,
-                "verdict": prediction.verdict,
-                "is_anomalous": prediction.is_anomalous,
-                "regions": [region.to_dict() for region in prediction.regions],
-            }
+            row = {"path": str(images[loaded.index]), **prediction.to_dict()}
             if coco is not None:
                 regions.add(names[loaded.index], prediction)
             if map_paths is not None:
