@@ -91,7 +91,7 @@ h3 {{ margin: 2rem 0 .6rem; font-size: 1.05rem; overflow-wrap: anywhere; }}
 h3::first-letter {{ text-transform: uppercase; }}
 header > p {{ max-width: 46rem; margin: .8rem 0 1.6rem; color: var(--soft); font-size: 1.1rem;
   overflow-wrap: anywhere; }}
-dl {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 12rem), 1fr)); gap: .75rem; margin: 0; }}
+dl {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 10rem), 1fr)); gap: .75rem; margin: 0; }}
 dl div, figure {{ background: var(--card); border: 1px solid var(--line); border-radius: .6rem; }}
 dl div {{ padding: .8rem 1rem; }}
 dt, caption, figcaption {{ color: var(--soft); font-size: .9rem; }}

@@ -35,20 +35,7 @@ def render(findings: Findings, *, model: str, files: Mapping[str, str]) -> str:
         "Verdict": _verdict(findings),
         "Defect types": _types(findings),
         "Charts": _charts(findings),
-        "False alarms": _panels(
-            findings,
-            findings.false_alarms,
-            findings.decisions.false_alarms.count,
-            "Good images that the model calls anomalous, the highest score first.",
-            none="No good test image was called anomalous." if findings.good else "No good image was tested.",
-        ),
-        "Missed defects": _panels(
-            findings,
-            findings.misses,
-            findings.decisions.missed.count,
-            "Images with a defect that the model does not call anomalous, the lowest score first.",
-            none="No defect was missed." if findings.anomalous else "No image of a defect was tested.",
-        ),
+        "Mistakes": _mistakes(findings),
         "Typical images": _typical(findings),
         "Data": _data(findings),
         "Configuration": _configuration(findings, model, files),
@@ -147,13 +134,27 @@ def _charts(findings: Findings) -> str:
     return f'<div class="panels">\n{figures}</div>\n{remark}'
 
 
-def _panels(findings: Findings, shown: Sequence[Shown], count: int, lead: str, *, none: str) -> str:
-    if not count:
-        return f"<p>{text(none)}</p>\n"
-    which = (
-        "" if len(shown) == count else f" The first {len(shown)} of {count} are shown." if shown else " None is shown."
+def _mistakes(findings: Findings) -> str:
+    alarms, missed = findings.decisions.false_alarms, findings.decisions.missed
+    return (
+        "<p>The p-value tells how often a good image scores at least as high; the severity, how many deviations the "
+        "score lies above that of a typical good image.</p>\n<h3>False alarms</h3>\n"
+        + _worst(findings, findings.false_alarms, alarms, "good images", "the highest score first")
+        + "<h3>Missed defects</h3>\n"
+        + _worst(findings, findings.misses, missed, "images with a defect", "the lowest score first")
     )
-    return f"<p>{text(lead + which)}</p>\n{_figures(findings, shown)}"
+
+
+def _worst(findings: Findings, shown: Sequence[Shown], wrong: Proportion, what: str, order: str) -> str:
+    if not wrong.total:
+        return f"<p>No {what} were tested.</p>\n"
+    if not wrong.count:
+        return f"<p>None of {wrong.total} {what}.</p>\n"
+    part = f"{wrong.count} of {wrong.total} {what}"
+    if len(shown) < wrong.count:
+        number = len(shown) or "none"
+        part += f", of which {number} {'are' if len(shown) > 1 else 'is'} shown"
+    return f"<p>{part}{f', {order}' if len(shown) > 1 else ''}.</p>\n{_figures(findings, shown)}"
 
 
 def _typical(findings: Findings) -> str:
@@ -198,7 +199,7 @@ def _data(findings: Findings) -> str:
     learned = findings.metadata["data"]
     folds = findings.calibration.folds
     parts = {
-        "data set": str(findings.root),
+        "data set": findings.root.resolve().name,
         "learned from": f"{learned['images'] - learned['held_out']} good images of {learned['folder'] or 'memory'}",
         "thresholds from": f"{findings.calibration.images} good images" + (f" in {folds} folds" if folds else " more"),
         "left out": f"{findings.left_out} test images that the model learned from",
@@ -218,12 +219,13 @@ def _configuration(findings: Findings, model: str, files: Mapping[str, str]) -> 
     metadata, thresholds = findings.metadata, findings.thresholds
     about = {
         "model": model,
-        "made": f"{metadata['created']} by adtr {metadata['adtr']}",
+        "made": f"{metadata['created'][:10]} by adtr {metadata['adtr']}",
         "preset": findings.config.preset,
         "image threshold": f"{thresholds.image:.6g}",
         "pixel threshold": f"{thresholds.pixel:.6g}",
-        "improved": f"{len(metadata.get('improvements', []))} times",
     }
+    if improvements := metadata.get("improvements"):
+        about["improved with"] = ", ".join(dict.fromkeys(source for past in improvements for source in past["sources"]))
     versions = {**metadata["versions"], "python": metadata["python"]}
     groups: dict[str, dict[str, Any]] = {
         name: values for name, values in findings.config.to_dict().items() if isinstance(values, dict)
@@ -254,7 +256,7 @@ _STYLE = """
 main p, li { max-width: 52rem; overflow-wrap: anywhere; }
 tr.all { font-weight: 600; border-top-width: 2px; }
 tr.all th, tr.all td { font-weight: 600; }
-tbody th { max-width: 20rem; overflow-wrap: anywhere; white-space: normal; }
+tbody th { min-width: 11rem; max-width: 20rem; overflow-wrap: anywhere; white-space: normal; }
 .range { position: relative; display: inline-block; width: 8rem; height: .9rem; vertical-align: middle;
   border-inline: 1px solid var(--line); print-color-adjust: exact; }
 .range i { position: absolute; top: .3rem; height: .3rem; min-width: 1px; border-radius: .15rem;
@@ -263,17 +265,20 @@ tbody th { max-width: 20rem; overflow-wrap: anywhere; white-space: normal; }
   background: var(--accent); }
 svg { display: block; width: 100%; height: auto; padding: .8rem .8rem 0; }
 svg * { stroke-linejoin: round; stroke-linecap: butt; font-family: system-ui, -apple-system, "Segoe UI", sans-serif; }
-.tiles { display: flex; gap: 2px; }
-.tiles span { flex: 1; color: var(--soft); font-size: .75rem; text-align: center; }
+.tiles { display: grid; grid-auto-flow: column; grid-auto-columns: 1fr; gap: 2px; }
+.tiles span { color: var(--soft); font-size: .75rem; text-align: center; }
 figcaption strong { color: var(--ink); font-weight: 600; }
+.panels { align-items: start; }
+.tiles img { max-height: 15rem; object-fit: contain; }
 .groups { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 0 2rem; }
 .groups h3 { margin-bottom: .2rem; }
 table.plain { font-size: .88rem; }
 .plain th, .plain td { padding: .2rem 0; overflow-wrap: anywhere; white-space: normal; vertical-align: top; }
-.plain th { padding-right: 1rem; color: var(--soft); }
-@media (max-width: 40rem) { .tiles { flex-wrap: wrap; } .tiles span { flex-basis: 45%; } }
+.plain th { min-width: 0; padding-right: 1rem; color: var(--soft); }
+@media (max-width: 40rem) { .tiles { grid-auto-flow: row; grid-template-columns: 1fr 1fr; } }
 @media print {
-  body { padding: 0; font-size: .8rem; }
+  :root { font-size: 13px; }
+  body { padding: 0; }
   main .panels, .groups { grid-template-columns: 1fr 1fr; }
   .scroll { overflow: visible; }
   th, td { padding-inline: .4rem; }

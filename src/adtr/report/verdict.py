@@ -46,9 +46,11 @@ def _alarms(findings: Findings) -> list[str]:
             "the false alarms below; where those parts are truly good, fit the model anew with such images too."
         )
     elif observed.count > thresholds.promised_rate * observed.total:
-        sentences.append("So small an excess can be chance.")
+        sentences.append(
+            f"The excess can be chance: the {thresholds.images} good images that set the threshold are a sample too."
+        )
     else:
-        sentences.append("The promise was kept.")
+        sentences.append("The two agree.")
     return sentences
 
 
