@@ -39,7 +39,7 @@ class Outline(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.text += data
+        self.text += f"{data} "
 
 
 def report(parts: Path, **options: object) -> tuple[str, Outline]:
