@@ -282,7 +282,7 @@ table.plain { font-size: .88rem; }
   main .panels, .groups { grid-template-columns: 1fr 1fr; }
   .scroll { overflow: visible; }
   th, td { padding-inline: .4rem; }
-  .tiles img { print-color-adjust: exact; }
+  main p { break-after: avoid; }
 }
 @page { margin: 1.5cm; }
 """
