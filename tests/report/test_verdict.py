@@ -71,8 +71,28 @@ def test_few_images_and_missing_masks_are_named(tmp_path: Path) -> None:
     assert "whether the model points at them was not measured" in none
 
 
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        (
+            [20.0, 21, 22, 23, 24, 22, 23],
+            "score higher on the whole than those that set the threshold (rank-sum test, p =",
+        ),
+        ([5.0, 6, 6, 7, 5, 6, 7], "expect fewer false alarms"),
+        ([6.0, 9, 12, 15, 18, 21, 24], None),
+    ],
+)
+def test_good_images_unlike_the_held_out_ones_are_noticed(
+    scores: list[float], said: str | None, tmp_path: Path
+) -> None:
+    told = " ".join(unknowns(findings(tmp_path / "sure", {"good": scores})))
+    assert ("rank-sum" in told) == (said is not None)
+    assert said is None or said in told
+    assert "rank-sum" not in " ".join(unknowns(findings(tmp_path / "folds", {"good": scores}, folds=5)))
+
+
 def test_many_images_leave_little_to_say(tmp_path: Path) -> None:
-    many = findings(tmp_path, {"good": [10.0] * 30, "dent": [50.0] * 30}, masks=["dent"])
+    many = findings(tmp_path, {"good": range(30), "dent": [50.0] * 30}, masks=["dent"])
     assert len(unknowns(many)) == 1
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 COLORS = {name: f"#0{i}0{i}0{i}" for i, name in enumerate(("ink", "soft", "line", "accent", "good", "bad"), start=1)}
 INK, SOFT, LINE, ACCENT, GOOD_COLOR, BAD_COLOR = COLORS.values()
 
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {  # matplotlib's type names every key that it knows
     "svg.fonttype": "none",  # letters stay letters, in the page's font
     "svg.hashsalt": "adtr",  # the same numbers give the same file
     "text.parse_math": False,  # a dollar in the name of a defect is a dollar
@@ -75,8 +75,14 @@ def trade_off_chart(findings: Findings) -> str | None:
         axes.fill_between(rates, low, high, step="post", color=ACCENT, alpha=0.16, linewidth=0, label="95 % interval")
         axes.step(rates, shares, where="post", color=ACCENT, linewidth=1.8, label="missed")
         now = findings.decisions
-        assert now.missed.rate is not None
-        axes.plot([now.promised_rate], [now.missed.rate], "o", color=INK, markersize=7, label="this threshold")
+        axes.plot(
+            [now.promised_rate],
+            [now.missed.count / now.missed.total],
+            "o",
+            color=INK,
+            markersize=7,
+            label="this threshold",
+        )
         axes.set_xscale("log")
         _percent_axis(axes.xaxis, log=True)
         _percent_axis(axes.yaxis)
@@ -187,7 +193,9 @@ def calibration_chart(findings: Findings) -> str | None:
         axes.plot([0, rates[-1]], [0, rates[-1]], color=GOOD_COLOR, linewidth=1, label="promised")
         axes.plot(rates, observed, color=ACCENT, linewidth=1.8, marker=".", markersize=5, label="observed")
         now = findings.decisions
-        axes.plot([now.promised_rate], [now.false_alarms.rate], "o", color=INK, markersize=7, label="this threshold")
+        axes.plot(
+            [now.promised_rate], [now.false_alarms.count / total], "o", color=INK, markersize=7, label="this threshold"
+        )
         _percent_axis(axes.xaxis)
         _percent_axis(axes.yaxis)
         axes.set_xlim(left=0)

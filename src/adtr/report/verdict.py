@@ -7,6 +7,8 @@ from adtr.report.gather import Findings
 
 FEW = 30
 """With fewer images an interval is so wide that it decides little."""
+UNLIKELY = 0.01
+"""A p-value below which two sets of images are said to differ."""
 NAMED = 8
 """Defect types that a sentence lists, at most."""
 
@@ -82,6 +84,7 @@ def unknowns(findings: Findings) -> list[str]:
         )
     elif decisions.false_alarms.total < FEW:
         sentences.append(_few(decisions.false_alarms, "good images", "false alarms"))
+    sentences += _likeness(findings)
     if not decisions.missed.total:
         sentences.append(
             "Without images of defects nothing tells what the model finds. A folder of each kind of defect can be "
@@ -118,6 +121,25 @@ def unknowns(findings: Findings) -> list[str]:
         "defects like those tested."
     )
     return sentences
+
+
+def _likeness(findings: Findings) -> list[str]:
+    """Whether good test images are like the held-out ones, which is what every promise takes for granted."""
+    from scipy.stats import mannwhitneyu
+
+    good, held_out = [image.score for image in findings.good], findings.calibration.image_scores
+    if not good or findings.thresholds.folds:
+        return []
+    test = mannwhitneyu(good, held_out)
+    if test.pvalue >= UNLIKELY:
+        return []
+    where, what = ("higher", "more") if test.statistic > len(good) * len(held_out) / 2 else ("lower", "fewer")
+    told = (
+        f"The good test images score {where} on the whole than those that set the threshold (rank-sum test, p = "
+        f"{test.pvalue:.1g}). They do not seem alike, so expect {what} false alarms than promised on images like "
+        "the tested ones."
+    )
+    return [told]
 
 
 def _few(observed: Proportion, images: str, what: str) -> str:
