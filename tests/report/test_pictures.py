@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from adtr.report.pictures import CONTOUR, NO_MASK, PAPER, contact_sheet, heat_colors, overlay, panel, scale_map
+from adtr.report.pictures import CONTOUR, NO_MASK, PAPER, contact_sheet, heat_colors, overlay, panel, scale_map, tiles
 
 
 def pixels(picture: Image.Image) -> NDArray[np.int_]:
@@ -217,3 +217,17 @@ def test_contact_sheet_needs_panels_and_columns() -> None:
         contact_sheet([])
     with pytest.raises(ValueError, match="0 columns"):
         contact_sheet([gray_image()], columns=0)
+
+
+@pytest.mark.parametrize("size", [(60, 80), (600, 800), (3, 700), (1, 1)])
+@pytest.mark.parametrize("marked", [True, False])
+def test_tiles_are_of_one_size_and_say_where_there_is_no_truth(size: tuple[int, int], marked: bool) -> None:
+    truth = np.zeros(size, bool) if marked else None
+    pictures = tiles(gray_image(*size), np.zeros(size, np.float32), truth=truth, low=0, high=10, threshold=5, height=50)
+    assert list(pictures) == ["image", "truth", "anomaly map", "marked"]
+    assert (pictures["truth"] is None) == (truth is None)
+    sizes = {picture.size for picture in pictures.values() if picture is not None}
+    assert len(sizes) == 1
+    width, height = sizes.pop()
+    assert height <= 50
+    assert width <= 100
