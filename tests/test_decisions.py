@@ -1,4 +1,5 @@
 from itertools import pairwise
+from math import comb
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from adtr.calibration import Calibration
-from adtr.decisions import POINTS, Proportion, decide, trade_off
+from adtr.decisions import POINTS, Proportion, decide, plausible_alarms, trade_off
 
 SCORES = st.lists(st.floats(0, 10, width=32), max_size=20)
 
@@ -68,3 +69,24 @@ def test_the_trade_off_goes_from_the_lowest_promise_to_one_half(images: int) -> 
         assert after.threshold <= before.threshold
         assert after.false_alarms.count >= before.false_alarms.count
         assert after.missed.count <= before.missed.count
+
+
+@pytest.mark.parametrize(("held_out", "above", "good"), [(10, 1, 8), (43, 1, 60), (152, 7, 191), (5, 3, 1), (9, 9, 30)])
+def test_plausible_alarms_follow_from_ranks_alone(held_out: int, above: int, good: int) -> None:
+    """All orders of held-out and new scores are equally likely: count those with j new ones above the threshold."""
+    orders = comb(held_out + good, good)
+    share = [comb(j + above - 1, j) * comb(good - j + held_out - above, good - j) / orders for j in range(good + 1)]
+    assert sum(share) == pytest.approx(1)
+    low, high = plausible_alarms(above / (held_out + 1), held_out, good)
+    assert sum(share[:low]) < 0.025 <= sum(share[: low + 1])
+    assert sum(share[:high]) < 0.975 <= sum(share[: high + 1]) + 1e-12
+
+
+def test_a_kept_promise_is_seldom_implausible() -> None:
+    rng = np.random.default_rng(0)
+    outside = 0
+    low, high = plausible_alarms(2 / 40, 39, 100)
+    for _ in range(2000):
+        threshold = np.sort(rng.random(39))[-2]
+        outside += not low <= (rng.random(100) > threshold).sum() <= high
+    assert 0 < outside / 2000 <= 0.06

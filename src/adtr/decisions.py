@@ -100,6 +100,27 @@ def decide(
     )
 
 
+def plausible_alarms(promised_rate: float, held_out: int, good: int) -> tuple[int, int]:
+    """How many false alarms a kept promise leads one to expect: all but the 5 % least likely counts lie within.
+
+    The threshold is a rank among `held_out` scores, which vary too. So the count is not binomial but beta-binomial,
+    exactly, where good images are exchangeable with the held-out ones and no scores are equal.
+
+    Args:
+        promised_rate: of a threshold, a multiple of 1 / (held_out + 1).
+        held_out: images of the calibration.
+        good: other good images that were judged.
+
+    Returns:
+        The 2.5 % and 97.5 % quantiles of the number of false alarms among `good`.
+    """
+    from scipy.stats import betabinom
+
+    above = round(promised_rate * (held_out + 1))
+    count = betabinom(good, above, held_out + 1 - above)
+    return int(count.ppf((1 - CONFIDENCE) / 2)), int(count.ppf((1 + CONFIDENCE) / 2))
+
+
 def trade_off(
     calibration: Calibration, good: Sequence[float], anomalous: Sequence[float], types: Sequence[str]
 ) -> list[Decisions]:

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from adtr.report.pictures import CONTOUR, NO_MASK, PAPER, contact_sheet, heat_colors, overlay, panel, scale_map
+from adtr.report.pictures import CONTOUR, NO_MASK, PAPER, contact_sheet, heat_colors, overlay, panel, scale_map, tiles
 
 
 def pixels(picture: Image.Image) -> NDArray[np.int_]:
@@ -129,7 +129,7 @@ def test_sizes_must_agree(name: str, value: NDArray[Any]) -> None:
             overlay(gray_image(), value, low=0, high=1, threshold=None)
 
 
-def tiles(picture: Image.Image, width: int, height: int, cell: int | None = None, gap: int = 8) -> list[Image.Image]:
+def cut(picture: Image.Image, width: int, height: int, cell: int | None = None, gap: int = 8) -> list[Image.Image]:
     """The four pictures of a panel of the default height."""
     top = picture.height - gap - height
     lefts = [gap + i * ((cell or width) + gap) for i in range(4)]
@@ -139,7 +139,7 @@ def tiles(picture: Image.Image, width: int, height: int, cell: int | None = None
 def test_panel_shows_image_truth_map_and_marks() -> None:
     truth = a_map() > 5
     picture = panel(gray_image(), a_map(), truth=truth, low=0, high=10, threshold=5, title="a", height=256)
-    image, mask, heat, marked = tiles(picture, width=341, height=256)
+    image, mask, heat, marked = cut(picture, width=341, height=256)
     assert (pixels(image) == 100).all()
     assert set(np.unique(pixels(mask)[::16, ::16])) == {0, 255}
     assert np.mean(pixels(mask) > 127) == pytest.approx(truth.mean(), abs=0.01)
@@ -151,7 +151,7 @@ def test_panel_shows_image_truth_map_and_marks() -> None:
 
 def test_panel_without_truth_says_so() -> None:
     picture = panel(gray_image(), a_map(), truth=None, low=0, high=10, threshold=5, title="a")
-    mask = pixels(tiles(picture, width=341, height=256)[1])
+    mask = pixels(cut(picture, width=341, height=256)[1])
     assert (mask[:100] == NO_MASK).all()
     assert (mask[100:156] != NO_MASK).any()
 
@@ -171,7 +171,7 @@ def test_panel_keeps_the_proportions(size: tuple[int, int], shown: tuple[int, in
 
 def test_the_line_is_not_enlarged_with_a_small_image() -> None:
     small = panel(gray_image(24, 32), a_map(24, 32), truth=None, low=0, high=10, threshold=5, title="")
-    marked = has_contour(tiles(small, width=341, height=256)[3])
+    marked = has_contour(cut(small, width=341, height=256)[3])
     assert marked.any()
     assert marked[:, 300].sum() <= 4  # a line along the region's upper edge, crossed once
 
@@ -181,7 +181,7 @@ def test_the_smallest_anomaly_of_a_large_image_is_seen() -> None:
     anomaly_map[777, 999] = 10
     truth[777, 999] = True
     picture = panel(gray_image(1600, 2000), anomaly_map, truth=truth, low=0, high=10, threshold=5, title="")
-    _, mask, heat, marked = tiles(picture, width=320, height=256)
+    _, mask, heat, marked = cut(picture, width=320, height=256)
     assert pixels(mask).max() > 127
     assert lightness(pixels(heat)).max() > 60
     assert has_contour(marked).any()
@@ -217,3 +217,17 @@ def test_contact_sheet_needs_panels_and_columns() -> None:
         contact_sheet([])
     with pytest.raises(ValueError, match="0 columns"):
         contact_sheet([gray_image()], columns=0)
+
+
+@pytest.mark.parametrize("size", [(60, 80), (600, 800), (3, 700), (1, 1)])
+@pytest.mark.parametrize("marked", [True, False])
+def test_tiles_are_of_one_size_and_say_where_there_is_no_truth(size: tuple[int, int], marked: bool) -> None:
+    truth = np.zeros(size, bool) if marked else None
+    pictures = tiles(gray_image(*size), np.zeros(size, np.float32), truth=truth, low=0, high=10, threshold=5, height=50)
+    assert list(pictures) == ["image", "truth", "anomaly map", "marked"]
+    assert (pictures["truth"] is None) == (truth is None)
+    sizes = {picture.size for picture in pictures.values() if picture is not None}
+    assert len(sizes) == 1
+    width, height = sizes.pop()
+    assert height <= 50
+    assert width <= 100

@@ -112,7 +112,7 @@ def overlay(
     return Image.fromarray(np.rint(pixels).astype(np.uint8))
 
 
-def panel(
+def tiles(
     image: Image.Image,
     anomaly_map: NDArray[Any],
     *,
@@ -120,23 +120,21 @@ def panel(
     low: float,
     high: float,
     threshold: float | None,
-    title: str,
     height: int = 256,
-) -> Image.Image:
-    """One row of a report: image, truth, anomaly map, and the image with the anomalies outlined.
+) -> dict[str, Image.Image | None]:
+    """What shows a verdict: image, truth, anomaly map, and the image with the anomalies outlined.
 
     Args:
         image: The image, of any mode that converts to RGB.
         anomaly_map: Raw scores, shape (H, W), of the image's size.
-        truth: Mask of the true anomalies, shape (H, W), nonzero where anomalous; None shows that there is none.
+        truth: Mask of the true anomalies, shape (H, W), nonzero where anomalous; None where nobody marked them.
         low: The score shown darkest.
         high: The score shown hottest.
         threshold: Regions with scores above it are outlined; None outlines nothing.
-        title: The caption, one line.
         height: Of each picture, in pixels. Images more than twice as wide as high become less high instead of wider.
 
     Returns:
-        RGB on white. The proportions of the image are kept; the panel is as wide as its pictures or its title need.
+        RGB pictures of one size by their names, in the order in which they are shown; None in place of no truth.
 
     Raises:
         ValueError: If the sizes differ, or `low` is above `high`.
@@ -167,7 +165,43 @@ def panel(
         "anomaly map": Image.fromarray(heat_colors(shown)),
         "marked": marked,
     }
+    return {
+        name: None if picture is None else picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+        for name, picture in pictures.items()
+    }
 
+
+def panel(
+    image: Image.Image,
+    anomaly_map: NDArray[Any],
+    *,
+    truth: NDArray[Any] | None,
+    low: float,
+    high: float,
+    threshold: float | None,
+    title: str,
+    height: int = 256,
+) -> Image.Image:
+    """One row of a report: image, truth, anomaly map, and the image with the anomalies outlined.
+
+    Args:
+        image: The image, of any mode that converts to RGB.
+        anomaly_map: Raw scores, shape (H, W), of the image's size.
+        truth: Mask of the true anomalies, shape (H, W), nonzero where anomalous; None shows that there is none.
+        low: The score shown darkest.
+        high: The score shown hottest.
+        threshold: Regions with scores above it are outlined; None outlines nothing.
+        title: The caption, one line.
+        height: Of each picture, in pixels. Images more than twice as wide as high become less high instead of wider.
+
+    Returns:
+        RGB on white. The proportions of the image are kept; the panel is as wide as its pictures or its title need.
+
+    Raises:
+        ValueError: If the sizes differ, or `low` is above `high`.
+    """
+    pictures = tiles(image, anomaly_map, truth=truth, low=low, high=high, threshold=threshold, height=height)
+    size = next(picture.size for picture in pictures.values() if picture is not None)
     title_size, heading_size, gap = max(12, height // 16), max(10, height // 20), max(4, height // 32)
     title_font, heading_font = ImageFont.load_default(title_size), ImageFont.load_default(heading_size)
     cell = max(size[0], *(round(heading_font.getlength(heading)) for heading in pictures))
@@ -180,7 +214,7 @@ def panel(
         left = gap + column * (cell + gap)
         draw.text((left, top - gap // 2), heading, fill=GRAY, font=heading_font, anchor="ls")
         if picture is not None:
-            sheet.paste(picture.convert("RGB").resize(size, Image.Resampling.BICUBIC), (left, top))
+            sheet.paste(picture, (left, top))
         else:
             sheet.paste(NO_MASK, (left, top, left + size[0], top + size[1]))
             middle = left + max(size[0], heading_font.getlength("no mask")) / 2
