@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 WEIGHTS, CONFIG, METADATA, BACKBONE = "model.safetensors", "config.json", "metadata.json", "backbone.safetensors"
 FEATURES = "features.safetensors"
+LATER_FIELDS = {"target": "features", "reconstructor": "transformer"}
+"""Fields of the configuration that older models lack, with what was the only choice then."""
 
 
 def save_model(
@@ -120,7 +122,7 @@ def read_metadata(folder: Path) -> tuple[Config, Thresholds, dict[str, Any]]:
     if not set(needed) <= set(recorded):
         raise ModelError(f"{folder / METADATA} does not record {' and '.join(needed)}")
     try:
-        config = Config.from_dict(_read_json(folder, CONFIG))
+        config = Config.from_dict({**LATER_FIELDS, **_read_json(folder, CONFIG)})
     except ConfigError as error:
         raise ModelError(f"{folder / CONFIG}: {error}") from error
     return config, thresholds, metadata
