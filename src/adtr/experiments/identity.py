@@ -19,8 +19,6 @@ from adtr.model.network import ADTR
 IMAGES = 32
 """Good and anomalous test images, each, that are looked at."""
 
-REGIONS = ("normal", "anomalous", "shuffled")
-
 
 def reproduced(features: Tensor, difference: Tensor, mean: Tensor) -> float:
     """Which share of the features' variation a reconstruction reproduces: 1 for a copy, 0 for the mean, else below.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -153,10 +154,16 @@ def padim(bench: Bench) -> Scorer:
 
 def stfpm(bench: Bench) -> Scorer:
     """STFPM (Wang et al., BMVC 2021)."""
+    from anomalib.models.image.stfpm import torch_model
     from anomalib.models.image.stfpm.loss import STFPMLoss
-    from anomalib.models.image.stfpm.torch_model import STFPMModel
 
-    model = STFPMModel(layers=bench.layers(4, 8, 16), backbone=bench.name)
+    extractor = torch_model.TimmFeatureExtractor
+
+    def untrained(**options: Any) -> nn.Module:  # noqa: ANN401 - anomalib's options
+        return extractor(**{**options, "pre_trained": False})
+
+    with patch.object(torch_model, "TimmFeatureExtractor", untrained):  # it would fetch weights that are replaced below
+        model = torch_model.STFPMModel(layers=bench.layers(4, 8, 16), backbone=bench.name)
     bench.load_weights(model.teacher_model.feature_extractor)
     optimizer = torch.optim.SGD(model.student_model.parameters(), lr=0.4, momentum=0.9, weight_decay=1e-4)
     loss = STFPMLoss()

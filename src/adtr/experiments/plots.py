@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RESOLUTION = 150
+REGIONS = {"normal": "-", "anomalous": "--", "shuffled": ":"}
+"""What the curves of a traced run are of, and the style of their lines."""
 
 
 def new_figure(**options: Any) -> Figure:  # noqa: ANN401 - matplotlib's options
@@ -76,19 +78,18 @@ def plot_curves(results: Results, stem: Path) -> Path:
     rows = results.rows
     figure = new_figure(figsize=(3 * (len(rows) + 1), 3), layout="constrained")
     *panels, last = figure.subplots(1, len(rows) + 1)
-    lines = {"normal": "-", "anomalous": "--", "shuffled": ":"}
     for k, (row, axes) in enumerate(zip(rows, panels, strict=True)):
         for record in (r for r in results.records if r["row"] == row):
             points = record["curve"]
             steps = [point["step"] + 1 for point in points]
             first = record is next(r for r in results.records if r["row"] == row)
-            for region, style in lines.items():
+            for region, style in REGIONS.items():
                 values = [point[region] for point in points]
                 axes.plot(steps, values, style, color=f"C{k}", alpha=0.9, label=region if first else None)
             last.plot(steps, [p["pixel_auroc"] for p in points], color=f"C{k}", label=row if first else None)
-        axes.set(title=row, xscale="log", ylim=(-0.2, 1.02), xlabel="step")
+        axes.set(title=row, xscale="log", ylim=(-0.5, 1.02), xlabel="step")
         axes.axhline(1, color="gray", linewidth=0.5)
-        axes.legend(fontsize=8, loc="lower right")
+        axes.legend(fontsize=8, loc="upper left")
     panels[0].set_ylabel("share reproduced")
     last.set(title="anomalous positions", xscale="log", xlabel="step", ylabel="AUROC")
     last.legend(fontsize=8)
