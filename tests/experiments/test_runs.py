@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from adtr.cli import main
+from adtr.data.loading import load_images
 from adtr.detector import AnomalyDetector
 from adtr.experiments import runs
 from adtr.experiments.features import SharedReader
@@ -236,14 +237,26 @@ def test_watching_does_not_change_the_training(root: Path, tmp_path: Path) -> No
 
 
 def test_a_trace_measures_good_anomalous_and_shuffled_positions(root: Path) -> None:
-    detector = AnomalyDetector(**{**FAST, "epochs": 30, "holdout_min": 2}).fit(root / "zebra")
-    trace = Trace(Subjects("mvtec", root).open("zebra"), SharedReader(), detector.config)
-    trace(detector.network_, 0)
-    trace.finish(detector.network_, 5)
+    detector = AnomalyDetector(**{**FAST, "holdout_min": 2}).fit(root / "zebra")
+    subject, network = Subjects("mvtec", root).open("zebra"), detector.network_
+    trace = Trace(subject, SharedReader(), detector.config)
+    trace(network, 0)
+    trace.finish(network, 5)
     first, last = trace.points
     assert {**first, "step": 5} == last
-    assert first["normal"] > first["anomalous"]
-    assert first["normal"] > first["shuffled"]
+
+    good = [path for path, kind in zip(subject.test, subject.types, strict=True) if kind == "good"]
+    pixels = torch.from_numpy(np.stack([image.pixels for image in load_images(good, (64, 64))]))
+    with torch.no_grad():
+        features = network.standardize(network.embedding(pixels))
+        difference = features - network.reconstruction(features)
+        turned = features.flip(1) - network.reconstruction(features.flip(1))
+    mean = features.mean(dim=(0, 1))
+    assert first["normal"] == pytest.approx(reproduced(features, difference, mean), abs=1e-4)
+    assert first["shuffled"] != first["normal"]
+    assert first["shuffled"] == pytest.approx(reproduced(features.flip(1), turned, mean), abs=0.3)
+    assert first["anomalous"] not in (first["normal"], None)
+    assert 0.5 < first["pixel_auroc"] < 1
 
 
 @pytest.mark.slow

@@ -90,11 +90,11 @@ def draw(request: Request, cifar: Path | None, *, progress: Progress) -> Iterato
         return
     request = replace(request, plan=PLANS["cifar10"], data=cifar, categories=())
     classes = Subjects("cifar10", cifar)
-    for number, name in enumerate(classes.names, 16):
+    for place, name in enumerate(classes.names, 16):
         subject = classes.open(name)
         detector = _detector(request, subject, progress)
         samples = list(_samples(detector, subject, _chosen_of_class(subject)))
-        yield draw_panel(samples, folder / f"figure-A{number}-{name}", name)
+        yield draw_panel(samples, folder / f"figure-A{place}-{name}", name)
 
 
 def _detector(request: Request, subject: Subject, progress: Progress) -> AnomalyDetector:
@@ -225,8 +225,9 @@ def draw_tsne(parts: Sequence[Vectors], stem: Path) -> Path:
     axes = figure.subplots()
     for wanted, marker, label in ((False, "o", "normal"), (True, "^", "anomalous")):
         chosen = anomalous == wanted
+        x, y = places[chosen].T
         dots = axes.scatter(
-            *places[chosen].T, c=likelihood[chosen], marker=marker, cmap="coolwarm", vmin=0, vmax=1, s=14, label=label
+            x, y, c=likelihood[chosen], marker=marker, cmap="coolwarm", vmin=0, vmax=1, s=14, label=label
         )
     figure.colorbar(dots, label="score, 1st to 99th percentile")
     axes.legend(fontsize=8)

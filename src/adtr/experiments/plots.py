@@ -60,7 +60,8 @@ def plot_table(plan: Plan, table: PublishedTable, results: Results, stem: Path) 
             label = name if place == 0 else None
             axes.bar(x, cell.mean, width * 0.92, yerr=cell.half_range, color=f"C{k}", label=label, capsize=2)
             lowest = min(lowest, cell.mean - cell.half_range)
-            paper = table.value(name, column) if column else published and published.mean_over(table, set(columns))
+            of_mean = published.mean_over(table, set(columns)) if published is not None else None
+            paper = of_mean if column is None else table.value(name, column)
             if paper is not None:
                 axes.plot([x - width / 2, x + width / 2], [paper, paper], color="black", linewidth=1.5)
                 lowest = min(lowest, paper)
