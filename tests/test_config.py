@@ -24,6 +24,8 @@ from adtr.errors import ConfigError
 
 # Sections 4.1 to 4.3 and appendix A of the paper.
 PAPER = {
+    "target": "features",
+    "reconstructor": "transformer",
     "backbone": "tf_efficientnet_b4.aa_in1k",
     "levels": "all",
     "standardize": False,

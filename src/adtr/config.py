@@ -34,6 +34,9 @@ def _setting(help_text: str, *, low: float | None = None, high: float | None = N
 class EmbeddingConfig:
     """Figure 2a: how an image becomes a grid of feature tokens."""
 
+    target: Literal["features", "pixels"] = _setting(
+        "what is reconstructed: the backbone's features, or (Table 4b) the image's own pixels, a patch for each token"
+    )
     backbone: str = _setting("timm name of the frozen feature extractor")
     image_size: Size = _setting("images are resized to this: N, or HEIGHTxWIDTH, pixels", low=8, high=8192)
     grid_size: Size = _setting("feature tokens: N, or HEIGHTxWIDTH", low=1, high=512)
@@ -45,6 +48,9 @@ class EmbeddingConfig:
 class ReconstructionConfig:
     """Figure 2b: the transformer that reconstructs the tokens."""
 
+    reconstructor: Literal["transformer", "no-query", "no-attention", "cnn"] = _setting(
+        "transformer: the paper's method; the others are those of Table 4a"
+    )
     width: int = _setting("dimension of a token inside the transformer", low=1, high=8192)
     heads: int = _setting("attention heads", low=1, high=256)
     encoder_layers: int = _setting("encoder layers", low=1, high=64)

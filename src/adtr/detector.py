@@ -83,6 +83,15 @@ class AnomalyDetector(Predictor):
         detector.skipped_ = []
         return detector
 
+    @classmethod
+    def from_learned(
+        cls, learned: Learned, *, device: str = "auto", backbone_weights: str | os.PathLike[str] | None = None
+    ) -> AnomalyDetector:
+        """A detector around what `adtr.learning` gave."""
+        detector = cls.from_config(learned.network.config, device=device, backbone_weights=backbone_weights)
+        detector._take(learned)  # noqa: SLF001 - of this very class
+        return detector
+
     # Parameters, the way scikit-learn asks for them.
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: ARG002 - scikit-learn's signature
@@ -245,8 +254,7 @@ class AnomalyDetector(Predictor):
             work_folder=Path(work_folder) if work_folder is not None else None,
             resume=resume,
         )
-        better = self.from_config(config, device=self.device, backbone_weights=self.backbone_weights)
-        better._take(learned)  # noqa: SLF001 - of this very class
+        better = self.from_learned(learned, device=self.device, backbone_weights=self.backbone_weights)
         better._good = self._good  # noqa: SLF001
         better.improvement_, better.skipped_ = improvement, reader.skipped
         return better
@@ -296,7 +304,7 @@ class AnomalyDetector(Predictor):
 
         self._require_fitted()
         source = self.network_.embedding.source
-        stored = store_backbone or not source.startswith(("package", "hub"))
+        stored = store_backbone or not source.startswith(("package", "hub", "pixels"))
         save_model(
             Path(folder),
             self.network_,

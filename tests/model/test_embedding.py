@@ -12,6 +12,7 @@ from adtr.model.embedding import CPU_CHUNK, Embedding, fold_batch_norm
 
 def embedding(weights: str | None = None, **values: object) -> Embedding:
     defaults = {
+        "target": "features",
         "backbone": "tf_efficientnet_lite2",
         "image_size": (64, 64),
         "grid_size": (8, 8),

@@ -11,8 +11,12 @@ from adtr.model.reconstruction import DecoderLayer, EncoderLayer, MultiHeadAtten
 
 Array = NDArray[np.float64]
 
-PAPER = ReconstructionConfig(width=256, heads=8, encoder_layers=4, decoder_layers=4, feedforward=1024)
-TINY = ReconstructionConfig(width=12, heads=3, encoder_layers=2, decoder_layers=3, feedforward=10)
+PAPER = ReconstructionConfig(
+    reconstructor="transformer", width=256, heads=8, encoder_layers=4, decoder_layers=4, feedforward=1024
+)
+TINY = ReconstructionConfig(
+    reconstructor="transformer", width=12, heads=3, encoder_layers=2, decoder_layers=3, feedforward=10
+)
 TOKENS, CHANNELS, IMAGES = 6, 5, 3
 
 

@@ -13,7 +13,9 @@ from adtr.model.reconstruction import Reconstruction
 from adtr.training.checkpoint import FILE, Checkpoint, load_checkpoint, save_checkpoint
 from adtr.training.optimization import create_optimizers
 
-TINY = ReconstructionConfig(width=8, heads=2, encoder_layers=1, decoder_layers=1, feedforward=12)
+TINY = ReconstructionConfig(
+    reconstructor="transformer", width=8, heads=2, encoder_layers=1, decoder_layers=1, feedforward=12
+)
 STATE = Checkpoint(step=7, losses=[0.1, 1 / 3], epoch_loss=2 / 3, seconds=1.5)
 Optimizers = list[torch.optim.Optimizer]
 

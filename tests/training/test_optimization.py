@@ -9,7 +9,9 @@ from adtr.config import ReconstructionConfig, TrainingConfig, load_preset
 from adtr.model.reconstruction import Reconstruction
 from adtr.training.optimization import create_optimizers, learning_rate_factor, training_steps
 
-TINY = ReconstructionConfig(width=8, heads=2, encoder_layers=2, decoder_layers=1, feedforward=12)
+TINY = ReconstructionConfig(
+    reconstructor="transformer", width=8, heads=2, encoder_layers=2, decoder_layers=1, feedforward=12
+)
 
 
 def config(**values: object) -> TrainingConfig:

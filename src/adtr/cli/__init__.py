@@ -25,6 +25,7 @@ COMMANDS = {
     "info": "Show what a model is and how it was made.",
     "presets": "List the named configurations, or show one.",
     "backbones": "List the backbones and where their weights come from.",
+    "experiment": "Repeat one of the paper's experiments, its numbers beside those measured.",
     "demo": "Train and judge a detector on real textures, in two minutes.",
 }
 

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
+from numpy.typing import NDArray
+
 from adtr.errors import ConfigError, DataError
 
 
@@ -49,6 +52,23 @@ class ParquetImages(Sequence[bytes]):
             return [self[i] for i in range(*index.indices(len(self)))]
         assert self._column is not None
         return self._column[int(index)].as_py() or b""
+
+
+def parquet_column(path: Path, name: str) -> NDArray[Any]:
+    """A column of numbers, (n,).
+
+    Raises:
+        DataError: there is no such column, or it holds something else.
+    """
+    from pyarrow import ArrowException, parquet
+
+    try:
+        values: NDArray[Any] = parquet.read_table(path, columns=[name])[name].to_numpy()
+    except (ArrowException, OSError, KeyError) as error:
+        raise DataError(f"cannot read the column {name} of {path}: {' '.join(str(error).split())}") from error
+    if not np.issubdtype(values.dtype, np.integer):
+        raise DataError(f"the column {name} of {path} does not hold whole numbers")
+    return values
 
 
 def _image_column(column: Any) -> Any:  # noqa: ANN401 - pyarrow has no types

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ def train_on_good(
     checkpoint: Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    after_step: Callable[[int], None] | None = None,
 ) -> TrainingRecord:
     """Standardise the features where the configuration says so, and train the reconstruction (Section 3.2).
 
@@ -41,6 +43,7 @@ def train_on_good(
         checkpoint: folder for checkpoints.
         resume: go on from a checkpoint there.
         progress: told of every step.
+        after_step: see `train`.
 
     Raises:
         ModelError: the checkpoint belongs to another run.
@@ -59,6 +62,7 @@ def train_on_good(
         checkpoint=checkpoint,
         resume=resume,
         progress=progress,
+        after_step=after_step,
     )
 
 

@@ -6,9 +6,10 @@ import hashlib
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from adtr.learning.learned import Learned, Reader
 from adtr.model.network import ADTR
 from adtr.training.features import score_cached
 
+Observer = Callable[[ADTR, int], None]
+"""Is called with the network, in eval mode, and the number of steps done."""
+
 
 def fit(
     config: Config,
@@ -36,6 +40,7 @@ def fit(
     keep_features: bool,
     work_folder: Path | None,
     resume: bool,
+    observer: Observer | None = None,
 ) -> Learned:
     """Train on most of the good images, set the thresholds with the others; with folds, each image serves both.
 
@@ -49,6 +54,7 @@ def fit(
         keep_features: keep the images' features.
         work_folder: for checkpoints.
         resume: go on from a checkpoint there.
+        observer: is shown the network before and after every step; what it may not do is change it.
 
     Raises:
         DataError: too few images, or unreadable ones.
@@ -76,7 +82,8 @@ def fit(
     folds = config.calibration.folds
     if folds:
         scores, maps = cross_fit(network, cache, folds, config.training, **how)
-    record = train_on_good(network, cache, training, config.training, **how)
+    after_step = partial(observer, network) if observer is not None else None
+    record = train_on_good(network, cache, training, config.training, after_step=after_step, **how)
     if not folds:
         scores, maps = score_cached(network, cache, torch.from_numpy(held_out))
     features = cache.features[: len(cache)] if keep_features else None

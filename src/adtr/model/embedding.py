@@ -15,6 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from adtr.config import EmbeddingConfig
 from adtr.errors import ConfigError
 from adtr.model.backbones import create_backbone
+from adtr.model.variants import create_patches
 
 CPU_CHUNK = 8
 """Images in one pass of the backbone on a CPU: larger activations fall out of the caches."""
@@ -34,7 +35,10 @@ class Embedding(nn.Module):
     def __init__(self, config: EmbeddingConfig, weights: str | os.PathLike[str] | None = None) -> None:
         super().__init__()
         self.config = config
-        backbone = create_backbone(config.backbone, weights, levels=config.levels)
+        if config.target == "pixels":
+            backbone = create_patches(config.image_size, config.grid_size)
+        else:
+            backbone = create_backbone(config.backbone, weights, levels=config.levels)
         self.weights = backbone.network.state_dict()
         """The backbone's weights as they were loaded, before anything is folded or rounded."""
         self.backbone = fold_batch_norm(backbone.network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -53,7 +57,7 @@ class Embedding(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """In which the backbone computes."""
-        return next(self.backbone.parameters()).dtype
+        return next((parameter.dtype for parameter in self.backbone.parameters()), torch.float32)
 
     def _probe(self) -> None:
         """Fail now, not in mid-run, where a backbone cannot take the image size."""

@@ -13,6 +13,7 @@ from adtr.device import keep_freed_memory
 from adtr.model.comparison import feature_difference, image_score, score_map
 from adtr.model.embedding import Embedding
 from adtr.model.reconstruction import Reconstruction
+from adtr.model.variants import ConvolutionalReconstruction
 
 
 class Comparison(NamedTuple):
@@ -40,8 +41,7 @@ class ADTR(nn.Module):
         self._autocast = False
         self.embedding = Embedding(config.embedding, backbone_weights)
         channels = self.embedding.channels
-        height, width = config.embedding.grid_size
-        self.reconstruction = Reconstruction(channels, height * width, config.reconstruction)
+        self.reconstruction = create_reconstruction(channels, config)
         self.register_buffer("feature_mean", torch.zeros(channels))
         self.register_buffer("feature_std", torch.ones(channels))
 
@@ -60,15 +60,27 @@ class ADTR(nn.Module):
         """Features in the units in which they are reconstructed and compared, (B, N, C)."""
         return (features - self.feature_mean) / self.feature_std
 
+    def difference(self, features: Tensor) -> Tensor:
+        """The difference d of Eq. 2 for standardised features (B, N, C), in the chosen arithmetic; float32."""
+        with torch.autocast(features.device.type, torch.bfloat16, enabled=self._autocast):
+            reconstructed = self.reconstruction(features).float()
+        return feature_difference(features, reconstructed)
+
     def compare(self, features: Tensor) -> Comparison:
         """Score standardised features (B, N, C)."""
         embedding, comparison = self.config.embedding, self.config.comparison
-        with torch.autocast(features.device.type, torch.bfloat16, enabled=self._autocast):
-            reconstructed = self.reconstruction(features).float()
-        difference = feature_difference(features, reconstructed)
+        difference = self.difference(features)
         maps = score_map(difference, embedding.grid_size)
         return Comparison(image_score(maps, embedding.image_size, comparison.pool_size), maps)
 
     def forward(self, images: Tensor) -> Comparison:
         """Score images, (B, h, w, 3) uint8 of the configured size."""
         return self.compare(self.standardize(self.embedding(images)))
+
+
+def create_reconstruction(channels: int, config: Config) -> Reconstruction | ConvolutionalReconstruction:
+    """The configured reconstructor of feature tokens of so many channels."""
+    grid = config.embedding.grid_size
+    if config.reconstruction.reconstructor == "cnn":
+        return ConvolutionalReconstruction(channels, grid, config.reconstruction)
+    return Reconstruction(channels, grid[0] * grid[1], config.reconstruction)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adtr.config import ReconstructionConfig
+from adtr.model.variants import Concatenation
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -45,6 +46,13 @@ class MultiHeadAttention(nn.Module):
         return self.output(mixed.transpose(1, 2).flatten(2))
 
 
+def mixing_layer(config: ReconstructionConfig) -> MultiHeadAttention | Concatenation:
+    """What a layer of the transformer mixes its inputs by: attention, or what Table 4a has in its place."""
+    if config.reconstructor == "no-attention":
+        return Concatenation(config.width)
+    return MultiHeadAttention(config.width, config.heads)
+
+
 class FeedForward(nn.Sequential):
     """FC, ReLU, FC (appendix A)."""
 
@@ -57,7 +65,7 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, config: ReconstructionConfig) -> None:
         super().__init__()
-        self.self_attention = MultiHeadAttention(config.width, config.heads)
+        self.self_attention = mixing_layer(config)
         self.feedforward = FeedForward(config.width, config.feedforward)
         self.norm1 = nn.LayerNorm(config.width)
         self.norm2 = nn.LayerNorm(config.width)
@@ -74,8 +82,8 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: ReconstructionConfig) -> None:
         super().__init__()
-        self.self_attention = MultiHeadAttention(config.width, config.heads)
-        self.cross_attention = MultiHeadAttention(config.width, config.heads)
+        self.self_attention = mixing_layer(config)
+        self.cross_attention = mixing_layer(config)
         self.feedforward = FeedForward(config.width, config.feedforward)
         self.norm1 = nn.LayerNorm(config.width)
         self.norm2 = nn.LayerNorm(config.width)
@@ -94,7 +102,8 @@ class Reconstruction(nn.Module):
 
     The learned position embedding is added to queries and keys in every attention layer. The learned query embedding
     enters once, as the decoder's input: what comes out is assembled from what the queries, which know only normal
-    images, ask the encoder for (Section 3.2, Eq. 5).
+    images, ask the encoder for (Section 3.2, Eq. 5). Table 4a takes away one of the two: without attention, each layer
+    concatenates and projects instead; without query, the decoder's input is the encoder's output.
 
     Args:
         channels: C, channels of the feature tokens.
@@ -106,7 +115,8 @@ class Reconstruction(nn.Module):
         super().__init__()
         self.project_in = nn.Linear(channels, config.width)  # a 1x1 convolution, on tokens
         self.position = nn.Parameter(torch.empty(tokens, config.width))
-        self.query = nn.Parameter(torch.empty(tokens, config.width))
+        has_query = config.reconstructor != "no-query"
+        self.query = nn.Parameter(torch.empty(tokens, config.width)) if has_query else None
         self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
         self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
         self.project_out = nn.Linear(config.width, channels)
@@ -118,7 +128,8 @@ class Reconstruction(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.position, std=0.02)
-        nn.init.normal_(self.query, std=0.02)
+        if self.query is not None:
+            nn.init.normal_(self.query, std=0.02)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, N, C) to (B, N, C)."""
@@ -126,7 +137,7 @@ class Reconstruction(nn.Module):
         for layer in self.encoder:
             memory = layer(memory, self.position)
         # One row of queries serves every image until the first cross-attention spreads it over the batch.
-        x = self.query.unsqueeze(0)
+        x = memory if self.query is None else self.query.unsqueeze(0)
         located_memory = memory + self.position
         for layer in self.decoder:
             x = layer(x, memory, located_memory, self.position)

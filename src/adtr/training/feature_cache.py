@@ -45,7 +45,7 @@ class FeatureCache:
         count = images * tokens * channels
         size = count * dtype.itemsize
         if memory_limit is None:
-            memory_limit = int(MEMORY_SHARE * _machine_memory())
+            memory_limit = int(MEMORY_SHARE * machine_memory())
         self._file: Path | None = None
         if size > memory_limit:
             handle, name = tempfile.mkstemp(prefix="adtr-features-", dir=folder)
@@ -128,7 +128,8 @@ def _allocate(handle: int, size: int) -> None:
         os.truncate(handle, size)
 
 
-def _machine_memory() -> int:
+def machine_memory() -> int:
+    """Of this machine, bytes."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,7 @@ def train(
     checkpoint: Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    after_step: Callable[[int], None] | None = None,
 ) -> TrainingRecord:
     """Train the reconstruction.
 
@@ -87,6 +89,7 @@ def train(
         checkpoint: folder for checkpoints; None writes none.
         resume: go on from the checkpoint, if there is one.
         progress: told of every step.
+        after_step: called with the number of steps done, the network being in eval mode, first before any step.
 
     Raises:
         ModelError: the checkpoint is of other data or another configuration.
@@ -109,6 +112,8 @@ def train(
     order = epoch_order(len(data), config.seed, resumed_at // per_epoch)
     saved = time.perf_counter()
     progress.start("training", total=steps, done=resumed_at)
+    if after_step is not None:
+        _observe(network, after_step, resumed_at)
     for step in range(resumed_at, steps):
         epoch, place = divmod(step, per_epoch)
         if place == 0:
@@ -130,6 +135,8 @@ def train(
             losses.append(float(total) / seen)
             total = torch.zeros((), device=device)
         progress.advance(1, note=f"loss {losses[-1]:.2f}" if losses else "")
+        if after_step is not None:
+            _observe(network, after_step, step + 1)
         if checkpoint is not None and time.perf_counter() - saved > CHECKPOINT_SECONDS:
             seconds = state.seconds + time.perf_counter() - start
             reached = Checkpoint(step=step + 1, losses=losses, epoch_loss=float(total), seconds=seconds)
@@ -145,6 +152,12 @@ def train(
         precision=precision,
         resumed_at=resumed_at,
     )
+
+
+def _observe(network: ADTR, after_step: Callable[[int], None], steps: int) -> None:
+    network.eval()
+    after_step(steps)
+    network.train()
 
 
 def epoch_order(images: int, seed: int, epoch: int) -> Tensor:

@@ -21,7 +21,7 @@ class Muon(torch.optim.Optimizer):
     a learning rate means the same in both.
 
     Args:
-        parameters: matrices.
+        parameters: matrices; a convolution's kernel counts as one, a row for each output channel.
         lr: learning rate.
         weight_decay: decoupled.
         momentum: of the gradient's moving average; Nesterov's form.
@@ -57,8 +57,9 @@ class Muon(torch.optim.Optimizer):
                 momenta = [self._momentum(parameter) for parameter in parameters]
                 torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
                 updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # noqa: SLF001 - public only inside torch
-                directions = orthogonalize(torch.stack(updates), group["steps"])
-                rate = group["lr"] * 0.2 * max(shape) ** 0.5
+                matrices = torch.stack(updates).flatten(2)
+                directions = orthogonalize(matrices, group["steps"]).unflatten(2, shape[1:])
+                rate = group["lr"] * 0.2 * max(matrices.shape[1:]) ** 0.5
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(parameters, list(directions.to(parameters[0].dtype).unbind()), alpha=-rate)
         return None

@@ -9,12 +9,11 @@ import torch
 from torch import nn
 
 from adtr.config import TrainingConfig
-from adtr.model.reconstruction import Reconstruction
 from adtr.training.muon import Muon
 
 
-def create_optimizers(network: Reconstruction, config: TrainingConfig) -> list[torch.optim.Optimizer]:
-    """AdamW over everything; or Muon over the matrices inside the transformer and AdamW over the rest.
+def create_optimizers(network: nn.Module, config: TrainingConfig) -> list[torch.optim.Optimizer]:
+    """AdamW over everything; or Muon over the matrices inside the reconstruction and AdamW over the rest.
 
     Muon orthogonalises each update of a matrix. Embeddings, norms, biases and the two projections to and from the
     features stay with AdamW. The learning rate is matched to AdamW's RMS, so that one value serves both.
@@ -23,9 +22,8 @@ def create_optimizers(network: Reconstruction, config: TrainingConfig) -> list[t
         return [_adamw(network.parameters(), config)]
     hidden = [
         module.weight
-        for part in (network.encoder, network.decoder)
-        for module in part.modules()
-        if isinstance(module, nn.Linear)
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and not name.startswith("project_")
     ]
     chosen = {id(parameter) for parameter in hidden}
     rest = [parameter for parameter in network.parameters() if id(parameter) not in chosen]

@@ -1,0 +1,1 @@
+"""The paper's experiments: each of its tables and figures by one command."""
