@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import threading
 from pathlib import Path
 
 from PIL import Image
 
 from adtr.data.folder import GOOD_NAMES, MASK_FOLDERS
+from adtr.errors import AdtrError
 from adtr.files import check_writable, replace_file
 from adtr.serve.uploads import RefusedError
 
@@ -24,6 +26,8 @@ _RESERVED = {
     "images",
 }  # of the layouts that `improve` reads
 _SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "BMP": ".bmp", "TIFF": ".tiff", "WEBP": ".webp"}
+
+log = logging.getLogger("adtr.serve")
 
 
 class Feedback:
@@ -52,8 +56,8 @@ class Feedback:
             Its path relative to the folder.
 
         Raises:
-            RefusedError: the name of the defect means something else (422), or the folder is full (507).
-            AdtrError: the folder cannot be written.
+            RefusedError: the name of the defect means something else (422), or the folder is full or cannot be
+                written (507).
         """
         if label != "good" and label.lower() in _RESERVED:
             raise RefusedError(422, f"a defect cannot be named {label}")
@@ -66,7 +70,11 @@ class Feedback:
             held = sum(file.stat().st_size for file in self._folder.glob("*/*/*") if file.is_file())
             if held + len(data) > MAX_BYTES:
                 raise RefusedError(507, "the feedback folder is full")
-            replace_file(target, data)
+            try:
+                replace_file(target, data)
+            except AdtrError as error:
+                log.error("feedback lost", extra={"fields": {"error": str(error)}})
+                raise RefusedError(507, "the feedback folder cannot be written") from error
             for other in root.glob(f"*/{name}"):
                 if other != target:
                     other.unlink()

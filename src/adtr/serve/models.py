@@ -83,7 +83,7 @@ class Models:
         while not stop.wait(seconds):
             try:
                 self.look()
-            except Exception:
+            except Exception:  # noqa: PERF203 - a bug must not end the looking
                 log.exception("looking for new models failed")
 
     def _replace(self, name: str) -> bool:
