@@ -155,8 +155,9 @@ def serve(model: Path) -> Serve:
     def opened(**settings: Any) -> Iterator[TestClient]:  # noqa: ANN401 - of any field
         from fastapi.testclient import TestClient
 
-        from adtr.serve.app import Settings, create_app
+        from adtr.serve.app import create_app
         from adtr.serve.models import Models
+        from adtr.serve.service import Settings
 
         app = create_app(Models({"discs": model}, AnomalyDetector.load), Settings(**settings))
         with TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as client:

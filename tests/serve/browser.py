@@ -37,6 +37,7 @@ class Browser:
 
     Attributes:
         requested: addresses that the page has asked for.
+        errors: what the page did wrong, as the browser's console tells it.
     """
 
     def __init__(self, to_browser: int, from_browser: int) -> None:
@@ -121,7 +122,8 @@ class Browser:
         answer: dict[str, Any] = json.loads(message)
         if answer.get("method") == "Network.requestWillBeSent":
             self.requested.append(answer["params"]["request"]["url"])
-        if answer.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded"):
+        entry = answer.get("params", {}).get("entry", {})
+        if answer.get("method") == "Runtime.exceptionThrown" or entry.get("level") == "error":
             self.errors.append(json.dumps(answer["params"]))
         return answer
 

@@ -24,8 +24,9 @@ from adtr.calibration import Thresholds
 from adtr.detector import AnomalyDetector
 from adtr.report.pictures import scale_map, shown_range
 from adtr.serve import answers
-from adtr.serve.app import Settings, create_app
+from adtr.serve.app import create_app
 from adtr.serve.models import Models
+from adtr.serve.service import Settings
 from adtr.serve.uploads import MAX_IMAGES
 from conftest import Serve, good_image, png
 
@@ -427,7 +428,7 @@ def test_a_replaced_model_answers_the_next_request(
         end = time.monotonic() + 20
         while (after := client.get("/v1/models/line").json())["version"] == before["version"]:
             assert time.monotonic() < end
-            time.sleep(0.1)
+            assert client.post("/v1/models/line/predict", content=good_png, headers=PNG).status_code == 200
         assert after["thresholds"]["image"] == other.thresholds_.image < before["thresholds"]["image"]
         answer = client.post("/v1/models/line/predict", content=good_png, headers=PNG).json()
         assert answer["version"] == after["version"]

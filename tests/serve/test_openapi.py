@@ -8,8 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from adtr.detector import AnomalyDetector
-from adtr.serve.app import Settings, create_app
+from adtr.serve.app import create_app
 from adtr.serve.models import Models
+from adtr.serve.service import Settings
 from conftest import listening
 
 

@@ -15,8 +15,9 @@ from browser import Browser, open_browser
 from PIL import Image
 
 from adtr.detector import AnomalyDetector
-from adtr.serve.app import Settings, create_app
+from adtr.serve.app import create_app
 from adtr.serve.models import Models
+from adtr.serve.service import Settings
 from conftest import listening
 
 TOKEN = "a-secret-token"

@@ -10,22 +10,20 @@ import click
 from adtr.cli.options import device_option, weights_option
 from adtr.errors import AdtrError, ConfigError
 
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
-class ByteSize(click.ParamType):
-    """A number of bytes, such as 20MB."""
+def byte_size(text: str) -> int:
+    """The number of bytes that a size such as 20MB means.
 
-    name = "size"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The number; fails by click's rules."""
-        found = re.fullmatch(r"(\d{1,12})\s*([KMG]?B?)", str(value).strip().upper())
-        unit = found and (found[2] if found[2].endswith("B") or not found[2] else found[2] + "B")
-        if not found or unit not in _UNITS or not int(found[1]):
-            self.fail(f"{value!r} is no size such as 500KB or 20MB", param, ctx)
-        return int(found[1]) * _UNITS[unit]
+    Raises:
+        click.BadParameter: it means none.
+    """
+    found = re.fullmatch(r"(\d{1,12})\s*([KMG]?)B?", text.strip().upper())
+    if not found or not int(found[1]):
+        raise click.BadParameter(f"{text!r} is no size such as 500KB or 20MB")
+    return int(found[1]) * _UNITS[found[2]]
 
 
 @click.command()
@@ -35,7 +33,7 @@ class ByteSize(click.ParamType):
 @click.option("--token", envvar="ADTR_TOKEN", metavar="TEXT", help="Clients must show it; better in ADTR_TOKEN.")
 @click.option("--insecure", is_flag=True, help="Let everybody in who can reach the address.")
 @click.option(
-    "--max-upload", default="20MB", show_default=True, type=ByteSize(), metavar="SIZE", help="Of a request's body."
+    "--max-upload", default="20MB", show_default=True, type=byte_size, metavar="SIZE", help="Of a request's body."
 )
 @click.option(
     "--max-megapixels", default=25, show_default=True, type=click.IntRange(1, 80), metavar="N", help="Of an image."
@@ -112,8 +110,9 @@ def command(
 
     paths = name_models(models)
     try:
-        from adtr.serve.app import Settings, create_app
+        from adtr.serve.app import create_app
         from adtr.serve.server import listen, run
+        from adtr.serve.service import Settings
     except ImportError as error:
         raise AdtrError(f"the server needs {error.name}: pip install 'adtr[serve]'") from error
     from adtr.serve.log import log_to_stderr
