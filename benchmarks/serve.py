@@ -65,8 +65,10 @@ async def load(
     return statuses, latencies, memory
 
 
-def measure(model: Path, images: list[bytes], options: list[str], clients: int, seconds: float) -> dict[str, object]:
-    """Serve a model in a process of its own, ask it, stop it."""
+def measure(
+    model: Path, images: list[bytes], options: list[str], clients: int, seconds: float
+) -> tuple[dict[str, object], list[float]]:
+    """Serve a model in a process of its own, ask it, stop it: a row of the table, and the memory each second (MiB)."""
     command = [sys.executable, "-m", "adtr", "serve", f"m={model}", "--port", "0", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         assert server.stdout is not None
@@ -93,7 +95,7 @@ def measure(model: Path, images: list[bytes], options: list[str], clients: int, 
         "last quarter, MiB": float(np.mean(memory[-quarter:])),
         "most, MiB": max(memory),
         "exit code": code,
-    }
+    }, memory
 
 
 def main() -> None:
@@ -105,11 +107,13 @@ def main() -> None:
     made.add_argument("--option", action="append", default=[], help="one more run with these options of adtr serve")
     arguments = made.parse_args()
     images = [path.read_bytes() for path in sorted(arguments.images.rglob("*.png"))[:64]]
-    rows = [
+    runs = [
         measure(arguments.model, images, options.split(), arguments.clients, arguments.seconds)
         for options in ["", *arguments.option]
     ]
-    write(arguments.output, "serve", {"machine": machine(), "rows": rows}, table(rows))
+    rows = [row for row, _ in runs]
+    results = {"machine": machine(), "rows": rows, "memory": [memory for _, memory in runs]}
+    write(arguments.output, "serve", results, table(rows))
 
 
 if __name__ == "__main__":

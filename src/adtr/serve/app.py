@@ -179,7 +179,7 @@ def _add_feedback(router: APIRouter, service: Service, feedback: Feedback) -> No
             if len(uploads) != 1:
                 raise RefusedError(400, "send one image")
             await service.in_thread(decode, uploads[0], model.detector, service.settings.max_pixels)
-            kept = await service.in_thread(feedback.keep, name, uploads[0].data, "good" if label == "good" else defect)
+            kept = await service.in_thread(feedback.keep, name, uploads[0].data, None if label == "good" else defect)
         request.state.told.update(model=name, label=label, kept=kept)
         return Marked(kept=kept)
 

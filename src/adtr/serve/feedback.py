@@ -44,13 +44,13 @@ class Feedback:
         check_writable(folder)
         self._folder, self._lock = folder, threading.Lock()
 
-    def keep(self, model: str, data: bytes, label: str) -> str:
+    def keep(self, model: str, data: bytes, defect: str | None) -> str:
         """Keep an image that is known to be readable.
 
         Args:
             model: name of the model that judged it.
             data: the file.
-            label: "good", or the name of the defect.
+            defect: its name; None of a good image.
 
         Returns:
             Its path relative to the folder.
@@ -59,13 +59,13 @@ class Feedback:
             RefusedError: the name of the defect means something else (422), or the folder is full or cannot be
                 written (507).
         """
-        if label != "good" and label.lower() in _RESERVED:
-            raise RefusedError(422, f"a defect cannot be named {label}")
+        if defect is not None and defect.lower() in _RESERVED:
+            raise RefusedError(422, f"a defect cannot be named {defect}")
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "BMP", "TIFF", "WEBP")) as image:
             suffix = _SUFFIXES.get(image.format or "", ".png")
         name = hashlib.sha256(data).hexdigest()[:16] + suffix
         root = self._folder / model
-        target = root / label / name
+        target = root / (defect or "good") / name
         with self._lock:
             held = sum(file.stat().st_size for file in self._folder.glob("*/*/*") if file.is_file())
             if held + len(data) > MAX_BYTES:
