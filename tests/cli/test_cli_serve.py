@@ -94,6 +94,7 @@ def _accepted(answer: concurrent.futures.Future[int]) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_a_slow_and_a_rude_client_do_not_stop_the_others(model: Path, good_png: bytes) -> None:
     with process("serve", model, "--port", 0, "--max-upload", "100KB") as server:
         base = first_line(server)

@@ -346,19 +346,21 @@ def test_metrics_count_what_was_done(serve: Serve, good_png: bytes, bad_png: byt
         client.post(PREDICT, files=[("images", good_png), ("images", bad_png)])
         client.post(PREDICT, content=b"x", headers=PNG)
         client.get("/secret/path")
+        client.request("SECRET", PREDICT)
         text = client.get("/metrics").text
     for line in (
         'adtr_images_total{model="discs",verdict="good"} 1.0',
         'adtr_images_total{model="discs",verdict="anomalous"} 1.0',
         'adtr_requests_total{method="POST",route="/v1/models/{name}/predict",status="200"} 1.0',
         'adtr_requests_total{method="any",route="other",status="404"} 1.0',
+        'adtr_requests_total{method="any",route="/v1/models/{name}/predict",status="405"} 1.0',
         'adtr_rejected_total{reason="upload"} 1.0',
         'adtr_p_value_count{model="discs"} 2.0',
         "adtr_queue_images 0.0",
-        'adtr_request_seconds_count{route="/v1/models/{name}/predict"} 2.0',
+        'adtr_request_seconds_count{route="/v1/models/{name}/predict"} 3.0',
     ):
         assert line in text.splitlines()
-    assert "secret" not in text
+    assert "secret" not in text.lower()
 
 
 def test_requests_are_logged_as_json(client: TestClient, good_png: bytes, caplog: pytest.LogCaptureFixture) -> None:

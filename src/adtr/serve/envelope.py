@@ -18,6 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from adtr.serve.metrics import ServerMetrics
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+_METHODS = ("GET", "POST")  # a client may send any word
+_QUIET = ("/healthz", "/readyz", "/metrics")  # asked every few seconds by machines
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; media-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -81,7 +83,8 @@ class Envelope:
         finally:
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "other")
-            self._metrics.requests.labels(scope["method"] if route != "other" else "any", route, status).inc()
+            method = scope["method"] if route != "other" and scope["method"] in _METHODS else "any"
+            self._metrics.requests.labels(method, route, status).inc()
             self._metrics.latency.labels(route).observe(seconds)
             fields = {
                 "request_id": request_id,
@@ -95,9 +98,6 @@ class Envelope:
             log.log(
                 logging.DEBUG if route in _QUIET and status < 400 else logging.INFO, "request", extra={"fields": fields}
             )
-
-
-_QUIET = ("/healthz", "/readyz", "/metrics")  # asked every few seconds by machines
 
 
 def _foreign(headers: Headers) -> str | None:

@@ -7,6 +7,7 @@ const CONTOUR = [0, 255, 200], INK = [32, 32, 36];
 const SIDE = 720; // of a canvas, at most, pixels
 const shown = []; // {model, verdict, grid, pixels, heat, canvas, item}
 let details = {}; // of the chosen model
+let ready; // fulfilled once they are there, or it is told why not
 let lastOpacity = 60;
 
 // The server.
@@ -61,6 +62,8 @@ async function choose() {
 async function inspect(files) {
   const images = [...files].filter((file) => file.type.startsWith("image/"));
   if (!images.length) return say("These are no images.");
+  await ready;
+  if (!details.name) return;
   for (const file of images) {
     say(`Looking at ${file.name} ...`);
     try {
@@ -272,7 +275,7 @@ function redrawAll() {
 
 // People.
 
-find("model").addEventListener("change", () => choose().catch((error) => say(error.message)));
+find("model").addEventListener("change", () => { ready = choose().catch((error) => say(error.message)); });
 find("rate").addEventListener("input", redrawAll);
 find("opacity").addEventListener("input", redrawAll);
 find("choose").addEventListener("click", () => find("files").click());
@@ -281,7 +284,7 @@ for (const id of ["files", "capture"])
 find("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
   sessionStorage.setItem("token", find("token").value);
-  start();
+  ready = start();
 });
 document.addEventListener("paste", ({ clipboardData }) => {
   if (clipboardData.files.length) inspect(clipboardData.files);
@@ -333,4 +336,4 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
-start();
+ready = start();
