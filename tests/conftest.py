@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from adtr.detector import AnomalyDetector
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from fastapi.testclient import TestClient
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -117,3 +126,60 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("ADTR_DATA names no folder of real data sets")
     return Path(folder)
+
+
+def png(array: np.ndarray) -> bytes:
+    """An image as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def good_png() -> bytes:
+    return png(good_image(np.random.default_rng(5)))
+
+
+@pytest.fixture(scope="session")
+def bad_png() -> bytes:
+    return png(defect_image(np.random.default_rng(6))[0])
+
+
+Serve = Callable[..., "AbstractContextManager[TestClient]"]
+
+
+@pytest.fixture(scope="session")
+def serve(model: Path) -> Serve:
+    """`with serve(queue=2) as client:` the server's application with the model "discs", started and stopped."""
+
+    @contextmanager
+    def opened(**settings: Any) -> Iterator[TestClient]:  # noqa: ANN401 - of any field
+        from fastapi.testclient import TestClient
+
+        from adtr.serve.app import create_app
+        from adtr.serve.models import Models
+        from adtr.serve.service import Settings
+
+        app = create_app(Models({"discs": model}, AnomalyDetector.load), Settings(**settings))
+        with TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as client:
+            yield client
+
+    return opened
+
+
+@contextmanager
+def listening(app: FastAPI) -> Iterator[str]:
+    """The address of an application that answers on a port of this machine."""
+    import uvicorn
+
+    from adtr.serve.server import listen
+
+    listener = listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None))
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join(30)

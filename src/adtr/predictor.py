@@ -119,21 +119,24 @@ class Predictor(ABC):
             prefetch=max(8, 2 * batch_size),
         )
         for batch in in_batches(loaded, batch_size):
-            scores, maps = self._compare(batch)
-            for image, score, score_map in zip(batch, scores.tolist(), maps, strict=True):
-                yield (
-                    Prediction(
-                        score=score,
-                        p_value=self.calibration_.p_value(score),
-                        severity=self.calibration_.severity(score),
-                        thresholds=self.thresholds_,
-                        size=image.size,
-                        score_map=score_map,
-                        path=image.path,
-                    ),
-                    image,
-                )
+            yield from zip(self.judge(batch), batch, strict=True)
             progress.advance(len(batch))
+
+    def judge(self, batch: Sequence[LoadedImage]) -> list[Prediction]:
+        """The verdicts on images that are loaded already, in one forward pass; may be called by several threads."""
+        scores, maps = self._compare(batch)
+        return [
+            Prediction(
+                score=score,
+                p_value=self.calibration_.p_value(score),
+                severity=self.calibration_.severity(score),
+                thresholds=self.thresholds_,
+                size=image.size,
+                score_map=score_map,
+                path=image.path,
+            )
+            for image, score, score_map in zip(batch, scores.tolist(), maps, strict=True)
+        ]
 
     def score_samples(self, images: object) -> NDArray[np.float64]:
         """The negated anomaly scores, (n,): the lower, the more anomalous (scikit-learn's convention)."""

@@ -20,6 +20,8 @@ COMMANDS = {
     "fit": "Learn what good looks like from a folder of good images.",
     "improve": "Go on learning, from labelled, made or irrelevant anomalies.",
     "predict": "Score images, and show where they depart from good.",
+    "watch": "Score what lands in a folder, and sort it.",
+    "serve": "Answer over HTTP, with a page to try a model on.",
     "evaluate": "Measure a model on a labelled data set.",
     "report": "Test a model, and write a page that a quality manager can read.",
     "info": "Show what a model is and how it was made.",

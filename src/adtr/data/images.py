@@ -46,7 +46,7 @@ _UNREADABLE = (
 )
 
 
-def read_image(source: object) -> Image.Image:
+def read_image(source: object, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decodes an image to upright 8-bit RGB.
 
     The EXIF orientation is applied, transparency is composited over white, and of several frames the first is taken.
@@ -57,20 +57,21 @@ def read_image(source: object) -> Image.Image:
         source: A path (JPEG, PNG, BMP, TIFF, WebP), or the bytes of such a file; a PIL image; an array (H, W, 3) or
             (H, W) of uint8, uint16 or bool; a tensor (3, H, W) or (H, W, 3) of uint8, or (3, H, W) of float in 0..1.
             A uint8 tensor that could be either is taken as channels first.
+        max_pixels: What a file may hold, known from its header before anything is decoded; at most `MAX_PIXELS`.
 
     Returns:
         A new image of mode RGB; the source is left as it was.
 
     Raises:
         ImageError: The source cannot be decoded (missing, truncated, not an image, float pixels), or has more than
-            `MAX_PIXELS` pixels, or, for files, more than Pillow's own limit `PIL.Image.MAX_IMAGE_PIXELS`.
+            `MAX_PIXELS` pixels, or, for files, more than `max_pixels` or Pillow's own `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     with _explained("image", _describe(source)):
         if isinstance(source, str | os.PathLike):
-            with _open(source) as image:
+            with _open(source, max_pixels) as image:
                 return _to_rgb(image)
         if isinstance(source, bytes):
-            with _open(io.BytesIO(source)) as image:
+            with _open(io.BytesIO(source), max_pixels) as image:
                 return _to_rgb(image)
         if isinstance(source, Image.Image):
             _check_size(source.height, source.width, MAX_PIXELS)
@@ -209,11 +210,11 @@ def _is_tensor(source: object) -> bool:
     return all(hasattr(source, name) for name in ("detach", "cpu", "numpy"))
 
 
-def _open(source: str | os.PathLike[str] | io.BytesIO) -> Image.Image:
+def _open(source: str | os.PathLike[str] | io.BytesIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
     image = Image.open(source if isinstance(source, io.BytesIO) else os.fspath(source), formats=_FORMATS)
     try:
         # Up to twice its own limit Pillow only warns. Warning filters belong to the whole process, so compare here.
-        _check_size(image.height, image.width, min(MAX_PIXELS, Image.MAX_IMAGE_PIXELS or MAX_PIXELS))
+        _check_size(image.height, image.width, min(max_pixels, Image.MAX_IMAGE_PIXELS or MAX_PIXELS))
     except ValueError:
         image.close()
         raise

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from adtr.data.images import read_image, resize
+from adtr.data.images import MAX_PIXELS, read_image, resize
 from adtr.errors import ConfigError, ImageError
 
 
@@ -49,6 +49,37 @@ class SkippedImage:
 
     path: Path | None
     reason: str
+
+
+def load_image(
+    source: object,
+    size: tuple[int, int],
+    *,
+    index: int = 0,
+    keep_original: bool = False,
+    max_pixels: int = MAX_PIXELS,
+) -> LoadedImage:
+    """Reads and resizes one image.
+
+    Args:
+        source: Anything `read_image` accepts.
+        size: Height and width to resize to, in pixels.
+        index: What to remember as its position.
+        keep_original: Whether to keep the decoded original too.
+        max_pixels: See `read_image`.
+
+    Raises:
+        ImageError: The image cannot be read.
+    """
+    image = read_image(source, max_pixels=max_pixels)
+    return LoadedImage(
+        index=index,
+        source=source,
+        path=Path(source) if isinstance(source, str | os.PathLike) else None,
+        size=(image.height, image.width),
+        pixels=resize(image, size),
+        image=image if keep_original else None,
+    )
 
 
 def load_images(
@@ -89,7 +120,9 @@ def load_images(
     try:
         while True:
             for index, source in islice(numbered, prefetch - len(pending)):
-                pending.append((source, pool.submit(_load, index, source, size, keep_original)))
+                pending.append(
+                    (source, pool.submit(load_image, source, size, index=index, keep_original=keep_original))
+                )
             if not pending:
                 return
             source, future = pending.popleft()
@@ -107,22 +140,6 @@ def load_images(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _load(index: int, source: object, size: tuple[int, int], keep_original: bool) -> LoadedImage:
-    image = read_image(source)
-    return LoadedImage(
-        index=index,
-        source=source,
-        path=_path_of(source),
-        size=(image.height, image.width),
-        pixels=resize(image, size),
-        image=image if keep_original else None,
-    )
-
-
 def _skip(source: object, error: ImageError) -> SkippedImage:
-    path = _path_of(source)
+    path = Path(source) if isinstance(source, str | os.PathLike) else None
     return SkippedImage(path, str(error).removeprefix(f"cannot read image {source}: "))  # the path is said already
-
-
-def _path_of(source: object) -> Path | None:
-    return Path(source) if isinstance(source, str | os.PathLike) else None
