@@ -73,7 +73,8 @@ class Bench:
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.backbone.mean, self.backbone.std))
         for batch in in_batches(load_images(sources, self.size), self.training.batch_size):
             pixels = torch.from_numpy(np.stack([image.pixels for image in batch])).permute(0, 3, 1, 2)
-            yield (pixels.float() / 255 - mean) / std, [image.size for image in batch]
+            # anomalib's losses ask for contiguous tensors, which a permuted batch would not lead to
+            yield ((pixels.float() / 255 - mean) / std).contiguous(), [image.size for image in batch]
 
     def training_images(self) -> Iterator[Tensor]:
         """As many batches as adtr's training has, in its order."""
