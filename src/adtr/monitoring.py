@@ -1,0 +1,324 @@
+"""Drift: whether the scores of a stream still look like those of the reference, and if not, why.
+
+Each new score is ranked among the reference and all earlier scores of the stream. While all of them are exchangeable,
+these ranks, with ties broken at random, are independent and uniform whatever the scores' distribution (Vovk, Nouretdinov,
+Gammerman, "Testing exchangeability on-line", 2003), and however small the reference. Ranks against a fixed reference are
+not: its own chance deviations would add up to a false alarm. Bets against uniformity multiply to martingales; the sum of
+those that start at each image (Shiryaev-Roberts; Vovk et al., "Retrain or not retrain", 2021) finds a late change as soon
+as an early one.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from adtr.errors import AdtrError, ConfigError, DataError
+from adtr.files import replace_file
+
+Kind = Literal["conditions", "anomalies"]
+
+FORMAT = 1
+LEAST_REFERENCE = 10
+SETTLED = 50
+"""Images since the change after which the diagnosis is not refined any more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorConfig:
+    """What is promised, and what is taken for granted.
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    false_alarm_rate: float = 0.01
+    """Greatest probability of any alarm within `horizon` images while nothing changes, above 0, at most 0.5."""
+    horizon: int = 10_000
+    """Images that the false-alarm rate is stated for, at least 1."""
+    expected_anomalies: float = 0.0
+    """Share of the stream that may be anomalous without an alarm, from 0 to 0.1."""
+    seed: int = 0
+    """Of the random numbers that break ties, at least 0."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.false_alarm_rate <= 0.5:
+            raise ConfigError(f"false_alarm_rate must be above 0 and at most 0.5, not {self.false_alarm_rate}")
+        if self.horizon < 1:
+            raise ConfigError(f"horizon must be at least 1, not {self.horizon}")
+        if not 0 <= self.expected_anomalies <= 0.1:
+            raise ConfigError(f"expected_anomalies must be from 0 to 0.1, not {self.expected_anomalies}")
+        if self.seed < 0:
+            raise ConfigError(f"seed must be at least 0, not {self.seed}")
+
+    @property
+    def threshold(self) -> float:
+        """The statistic at which the alarm is raised.
+
+        The statistic starts at `horizon`, and its mean grows by 1 with each image, so that by Doob's inequality it
+        reaches c within n images with probability at most (horizon + n) / c.
+        """
+        return 2 * self.horizon / self.false_alarm_rate
+
+
+@dataclass(frozen=True)
+class Bet:
+    """A density of the p-value, and what it would mean if it were the true one.
+
+    With p <= `tail` the image is in the upper tail of the scores; above, (p - tail) / (1 - tail) is its place in the
+    bulk, from 0 for the high scores to 1 for the low ones. Where anomalies are the only deviation they are in the tail,
+    and the place in the bulk stays uniform, however many they are.
+    """
+
+    kind: Kind
+    tail: float
+    share: float | None = None
+    """Of the images that are in the tail; None: as many as in the reference."""
+    rise: float = 1.0
+    """k of the bulk's density k v**(k-1): below 1 where scores rise."""
+    fall: float = 1.0
+    """k of the bulk's density k (1-v)**(k-1): below 1 where scores fall."""
+
+    def log_factor(self, p: float, expected_anomalies: float) -> float:
+        """Logarithm of the density at p in (0, 1), against the one while nothing changes.
+
+        Where the expected anomalies score above all good images, the tail holds at most the share `expected`, and the
+        factor's mean is at most 1.
+        """
+        expected = self.tail + (1 - self.tail) * expected_anomalies
+        if p <= self.tail:
+            return 0.0 if self.share is None else math.log(max(self.share, expected) / expected)
+        factor = 0.0 if self.share is None else math.log((1 - max(self.share, expected)) / (1 - expected))
+        place = (p - self.tail) / (1 - self.tail)
+        if self.rise != 1:
+            factor += math.log(self.rise) + (self.rise - 1) * math.log(place)
+        if self.fall != 1:
+            factor += math.log(self.fall) + (self.fall - 1) * math.log1p(-place)
+        return factor
+
+
+BETS = (
+    Bet("anomalies", tail=0.01, share=0.1),
+    Bet("anomalies", tail=0.01, share=0.3),
+    Bet("anomalies", tail=0.05, share=0.2),
+    Bet("anomalies", tail=0.05, share=0.4),
+    Bet("anomalies", tail=0.2, share=0.5),
+    Bet("conditions", tail=0.1, rise=0.5),
+    Bet("conditions", tail=0.1, share=0.3, rise=0.6),
+    Bet("conditions", tail=0.1, share=0.6, rise=0.5),
+    Bet("conditions", tail=0.1, share=0.95, rise=0.5),
+    Bet("conditions", tail=0.02, share=0.95, rise=0.5),
+    Bet("conditions", tail=0.1, fall=0.5),
+    Bet("conditions", tail=0.1, fall=0.2),
+)
+"""Each has the same share of the stake. More than half of the images in the tail are no longer taken for anomalies."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alarm:
+    """That something changed, since when, and what it looks like."""
+
+    image: int
+    """The image of the stream that raised the alarm, counted from 1."""
+    since: int
+    """The first image after the change, estimated."""
+    kind: Kind
+    """"conditions": camera, light or product changed, all scores moved; "anomalies": more images score high."""
+    odds: float
+    """How many times likelier the scores since the change are under this kind than under the other."""
+    images: int
+    """Since the change, that the diagnosis rests on; it grows up to `SETTLED` after the alarm."""
+    reference_median: float
+    """Of the scores before the change."""
+    median: float
+    """Of the scores since the change."""
+    high_share: float
+    """Of the images since the change that score above 95 % of those before."""
+
+    def describe(self) -> str:
+        """One sentence for people."""
+        medians = f"median score {self.reference_median:.4g} -> {self.median:.4g}"
+        high = f"{self.high_share:.0%} of {self.images} images score above 95% of the earlier ones"
+        if self.kind == "conditions":
+            cause = f"the conditions changed (camera, light or product): the bulk of the scores moved, {medians}, {high}"
+        else:
+            cause = f"there are more anomalies: {high}, the others score as before, {medians}"
+        trust = f"odds {self.odds:.0f}:1" if self.odds < 1000 else "odds above 1000:1"
+        certainty = "" if self.odds >= 20 else "probably "
+        return f"alarm at image {self.image}: since about image {self.since} {certainty}{cause} ({trust})"
+
+
+class DriftMonitor:
+    """Watches a stream of image scores and raises one alarm.
+
+    While the reference and the stream are exchangeable, the probability of an alarm within the first `horizon` images is
+    at most `false_alarm_rate`, and within n images at most `false_alarm_rate` * (1 + n / horizon) / 2. Half of it is
+    spent on changes before the first image. The same holds where up to `expected_anomalies` of the stream are anomalous
+    and score above all that is good.
+
+    Args:
+        reference: scores of images that training never saw, such as those that set a model's thresholds; at least 10.
+        config: what is promised.
+
+    Attributes:
+        images: of the stream, seen so far.
+        alarm: the alarm, once it is raised. Images that follow refine its diagnosis; then make a new monitor.
+
+    Raises:
+        DataError: too few scores, or one that is no finite number.
+    """
+
+    def __init__(self, reference: Iterable[float], config: MonitorConfig | None = None) -> None:
+        self.config = config or MonitorConfig()
+        self._scores = [_finite(score) for score in reference]
+        if len(self._scores) < LEAST_REFERENCE:
+            raise DataError(f"{len(self._scores)} reference scores are too few; at least {LEAST_REFERENCE} are needed")
+        self._sorted = sorted(self._scores)
+        self._reference = len(self._scores)
+        self._evidence = [float(self.config.horizon)] * len(BETS)
+        self._gains = [0.0] * len(BETS)
+        self._starts = [0] * len(BETS)
+        self._raised: tuple[int, int] | None = None
+        self.images = 0
+        self.alarm: Alarm | None = None
+
+    @property
+    def reference_images(self) -> int:
+        """Scores that the monitor began with."""
+        return self._reference
+
+    @property
+    def statistic(self) -> float:
+        """The evidence of a change; the alarm is raised at `config.threshold`."""
+        return sum(self._evidence) / len(BETS)
+
+    def update(self, score: float) -> Alarm | None:
+        """Take the next score; the alarm, from the image on that raises it.
+
+        Raises:
+            DataError: no finite number.
+        """
+        score = _finite(score)
+        self.images += 1
+        if self._raised is None:
+            p = self._p_value(score, self._sorted, self.images)
+            bisect.insort(self._sorted, score)
+            self._scores.append(score)
+            self._bet(p)
+            if self.statistic >= self.config.threshold:
+                leading = max(range(len(BETS)), key=lambda i: self._evidence[i])
+                self._raised = (self.images, self._starts[leading])
+                self.alarm = self._diagnose()
+        elif self.alarm is not None and self.alarm.images < SETTLED:
+            self._scores.append(score)
+            self.alarm = self._diagnose()
+        return self.alarm
+
+    def _p_value(self, score: float, ordered: Sequence[float], image: int) -> float:
+        """Share of the scores that are at least as high, itself among them, ties broken at random; in (0, 1)."""
+        above = len(ordered) - bisect.bisect_right(ordered, score)
+        ties = len(ordered) - above - bisect.bisect_left(ordered, score) + 1
+        # Seeded by the image's number, so that a monitor that was saved goes on as if it had not been.
+        chance = np.random.default_rng((self.config.seed, image)).random()
+        return min(max((above + ties * chance) / (len(ordered) + 1), 1e-12), 1 - 1e-12)
+
+    def _bet(self, p: float) -> None:
+        for i, bet in enumerate(BETS):
+            gain = bet.log_factor(p, self.config.expected_anomalies)
+            self._evidence[i] = (self._evidence[i] + 1) * math.exp(gain)
+            if self._gains[i] <= 0:  # as in CUSUM: the change is where the run of gains began
+                self._gains[i], self._starts[i] = 0.0, self.images - 1
+            self._gains[i] += gain
+
+    def _diagnose(self) -> Alarm:
+        """Compare what the two kinds of bets would have won since the change, against the scores before it."""
+        assert self._raised is not None
+        image, start = self._raised
+        before = sorted(self._scores[: self._reference + start])
+        since = self._scores[self._reference + start :]
+        places = [self._p_value(score, before, start + i + 1) for i, score in enumerate(since)]
+        wins: dict[Kind, list[float]] = {"conditions": [], "anomalies": []}
+        for bet in BETS:
+            wins[bet.kind].append(sum(bet.log_factor(p, self.config.expected_anomalies) for p in places))
+        difference = _log_mean_exp(wins["conditions"]) - _log_mean_exp(wins["anomalies"])
+        high = before[min(len(before) - 1, math.ceil(0.95 * len(before)) - 1)]
+        return Alarm(
+            image=image,
+            since=start + 1,
+            kind="conditions" if difference >= 0 else "anomalies",
+            odds=math.exp(min(abs(difference), 100)),
+            images=len(since),
+            reference_median=float(np.median(before)),
+            median=float(np.median(since)),
+            high_share=sum(score > high for score in since) / len(since),
+        )
+
+    # Keeping it, so that a stream can be watched in parts.
+
+    def save(self, path: Path) -> None:
+        """Write everything as JSON; `load` goes on exactly where this monitor is.
+
+        Raises:
+            AdtrError: the file cannot be written.
+        """
+        state = {
+            "format": FORMAT,
+            "config": asdict(self.config),
+            "bets": [asdict(bet) for bet in BETS],
+            "reference": self._reference,
+            "images": self.images,
+            "raised": self._raised,
+            "scores": self._scores,
+            "evidence": self._evidence,
+            "gains": self._gains,
+            "starts": self._starts,
+        }
+        replace_file(path, json.dumps(state) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> DriftMonitor:
+        """The monitor that `save` wrote.
+
+        Raises:
+            AdtrError: the file cannot be read, or was written by another version.
+        """
+        try:
+            state: dict[str, Any] = json.loads(path.read_text("utf-8"))
+            if state["format"] != FORMAT or state["bets"] != [asdict(bet) for bet in BETS]:
+                raise AdtrError(f"{path} was written by another version of adtr; remove it to begin anew")
+            scores, reference = list(state["scores"]), int(state["reference"])
+            monitor = cls(scores[:reference], MonitorConfig(**state["config"]))
+            monitor._scores += [_finite(score) for score in scores[reference:]]
+            monitor.images = int(state["images"])
+            monitor._evidence, monitor._gains = list(map(float, state["evidence"])), list(map(float, state["gains"]))
+            monitor._starts = list(map(int, state["starts"]))
+            if state["raised"] is not None:
+                image, start = map(int, state["raised"])
+                monitor._raised = (image, start)
+                monitor.alarm = monitor._diagnose()
+        except OSError as error:
+            raise AdtrError(f"cannot read {path}: {error.strerror}") from error
+        except AdtrError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise AdtrError(f"{path} is not the state of a monitor; remove it to begin anew") from error
+        monitor._sorted = sorted(monitor._scores)
+        return monitor
+
+
+def _finite(score: float) -> float:
+    if not math.isfinite(score):
+        raise DataError(f"a score must be a finite number, not {score}")
+    return float(score)
+
+
+def _log_mean_exp(values: Sequence[float]) -> float:
+    largest = max(values)
+    return largest + math.log(sum(math.exp(value - largest) for value in values) / len(values))
