@@ -1,11 +1,11 @@
 """Drift: whether the scores of a stream still look like those of the reference, and if not, why.
 
 Each new score is ranked among the reference and all earlier scores of the stream. While all of them are exchangeable,
-these ranks, with ties broken at random, are independent and uniform whatever the scores' distribution (Vovk, Nouretdinov,
-Gammerman, "Testing exchangeability on-line", 2003), and however small the reference. Ranks against a fixed reference are
-not: its own chance deviations would add up to a false alarm. Bets against uniformity multiply to martingales; the sum of
-those that start at each image (Shiryaev-Roberts; Vovk et al., "Retrain or not retrain", 2021) finds a late change as soon
-as an early one.
+these ranks, with ties broken at random, are independent and uniform whatever the distribution of the scores and however
+small the reference (Vovk, Nouretdinov and Gammerman, "Testing exchangeability on-line", 2003). Ranks against a fixed
+reference are not: its own chance deviations add up to a false alarm. Bets against uniformity multiply to martingales;
+the sum of those that start at each image (Shiryaev-Roberts; Vovk et al., "Retrain or not retrain", 2021) finds a late
+change as soon as an early one.
 """
 
 from __future__ import annotations
@@ -147,7 +147,9 @@ class Alarm:
         medians = f"median score {self.reference_median:.4g} -> {self.median:.4g}"
         high = f"{self.high_share:.0%} of {self.images} images score above 95% of the earlier ones"
         if self.kind == "conditions":
-            cause = f"the conditions changed (camera, light or product): the bulk of the scores moved, {medians}, {high}"
+            cause = (
+                f"the conditions changed (camera, light or product): the bulk of the scores moved, {medians}, {high}"
+            )
         else:
             cause = f"there are more anomalies: {high}, the others score as before, {medians}"
         trust = f"odds {self.odds:.0f}:1" if self.odds < 1000 else "odds above 1000:1"
@@ -158,8 +160,8 @@ class Alarm:
 class DriftMonitor:
     """Watches a stream of image scores and raises one alarm.
 
-    While the reference and the stream are exchangeable, the probability of an alarm within the first `horizon` images is
-    at most `false_alarm_rate`, and within n images at most `false_alarm_rate` * (1 + n / horizon) / 2. Half of it is
+    While the reference and the stream are exchangeable, the probability of an alarm within the first `horizon` images
+    is at most `false_alarm_rate`, and within n images at most `false_alarm_rate` * (1 + n / horizon) / 2. Half of it is
     spent on changes before the first image. The same holds where up to `expected_anomalies` of the stream are anomalous
     and score above all that is good.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import islice
@@ -17,7 +18,7 @@ from adtr.cli.options import check_output_file, say, to_json
 from adtr.errors import AdtrError, DataError, ModelError
 
 if TYPE_CHECKING:
-    from adtr.monitoring import DriftMonitor, MonitorConfig
+    from adtr.monitoring import Alarm, DriftMonitor, MonitorConfig
 
 ALARM = 3
 """The exit code, apart from success, bugs and mistakes."""
@@ -104,7 +105,7 @@ def command(
                     "--reference or a --model"
                 )
             monitor = DriftMonitor(first, config)
-        told = monitor.alarm
+        told: Alarm | None = None
         try:
             for score in stream:
                 alarm = monitor.update(score)
@@ -113,19 +114,22 @@ def command(
                     told = alarm
                 if alarm is not None and alarm.images >= SETTLED:
                     break
-        finally:
+        except KeyboardInterrupt:  # how an endless stream ends
             if state is not None:
                 monitor.save(state)
+            raise
+    if state is not None:
+        monitor.save(state)
     if output is not None:
         write_report(output, monitor)
     if monitor.alarm is None:
         say(
-            f"in control: {monitor.images} images against {monitor.reference_images} of reference, evidence of a change "
-            f"{monitor.statistic / config.threshold:.2%} of what raises an alarm",
+            f"in control: {monitor.images} images against {monitor.reference_images} of the reference; evidence of a "
+            f"change at {monitor.statistic / config.threshold:.2%} of what raises an alarm",
             quiet=quiet,
         )
         return
-    if monitor.alarm != told or monitor.alarm.images >= SETTLED:
+    if monitor.alarm != told:
         click.echo(monitor.alarm.describe())
     click.get_current_context().exit(ALARM)
 
@@ -200,8 +204,6 @@ def read_scores(rows: Iterable[tuple[int, dict[str, Any]]], name: str) -> Iterat
     Raises:
         DataError: a row without a finite number as its score, with its line.
     """
-    import math
-
     for number, row in rows:
         value = row.get("score")
         try:
