@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adtr.errors import AdtrError, ConfigError, DataError
 from adtr.files import replace_file
@@ -27,8 +28,8 @@ Kind = Literal["conditions", "anomalies"]
 
 FORMAT = 1
 LEAST_REFERENCE = 10
-SETTLED = 50
-"""Images since the change after which the diagnosis is not refined any more."""
+REFINING = 30
+"""Images after the alarm that refine its diagnosis."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,9 +133,9 @@ class Alarm:
     kind: Kind
     """"conditions": camera, light or product changed, all scores moved; "anomalies": more images score high."""
     odds: float
-    """How many times likelier the scores since the change are under this kind than under the other."""
+    """How many times likelier the scores are under this kind of change than under the other."""
     images: int
-    """Since the change, that the diagnosis rests on; it grows up to `SETTLED` after the alarm."""
+    """Since the change, that the diagnosis rests on."""
     reference_median: float
     """Of the scores before the change."""
     median: float
@@ -171,7 +172,6 @@ class DriftMonitor:
 
     Attributes:
         images: of the stream, seen so far.
-        alarm: the alarm, once it is raised. Images that follow refine its diagnosis; then make a new monitor.
 
     Raises:
         DataError: too few scores, or one that is no finite number.
@@ -188,8 +188,8 @@ class DriftMonitor:
         self._gains = [0.0] * len(BETS)
         self._starts = [0] * len(BETS)
         self._raised: tuple[int, int] | None = None
+        self._alarm: Alarm | None = None
         self.images = 0
-        self.alarm: Alarm | None = None
 
     @property
     def reference_images(self) -> int:
@@ -201,13 +201,29 @@ class DriftMonitor:
         """The evidence of a change; the alarm is raised at `config.threshold`."""
         return sum(self._evidence) / len(BETS)
 
-    def update(self, score: float) -> Alarm | None:
-        """Take the next score; the alarm, from the image on that raises it.
+    @property
+    def alarm(self) -> Alarm | None:
+        """The alarm, once it is raised; the next `REFINING` images refine its diagnosis, then it stays.
+
+        What comes after an alarm needs a new monitor, with a reference of its own.
+        """
+        if self._alarm is None and self._raised is not None:
+            self._alarm = self._diagnose(*self._raised)
+        return self._alarm
+
+    @property
+    def settled(self) -> bool:
+        """Whether the alarm will not change any more."""
+        return self._raised is not None and self.images >= self._raised[0] + REFINING
+
+    def update(self, score: float) -> bool:
+        """Take the next score; whether there is an alarm.
 
         Raises:
             DataError: no finite number.
         """
         score = _finite(score)
+        settled = self.settled
         self.images += 1
         if self._raised is None:
             p = self._p_value(score, self._sorted, self.images)
@@ -217,11 +233,10 @@ class DriftMonitor:
             if self.statistic >= self.config.threshold:
                 leading = max(range(len(BETS)), key=lambda i: self._evidence[i])
                 self._raised = (self.images, self._starts[leading])
-                self.alarm = self._diagnose()
-        elif self.alarm is not None and self.alarm.images < SETTLED:
+        elif not settled:
             self._scores.append(score)
-            self.alarm = self._diagnose()
-        return self.alarm
+            self._alarm = None
+        return self._raised is not None
 
     def _p_value(self, score: float, ordered: Sequence[float], image: int) -> float:
         """Share of the scores that are at least as high, itself among them, ties broken at random; in (0, 1)."""
@@ -239,27 +254,33 @@ class DriftMonitor:
                 self._gains[i], self._starts[i] = 0.0, self.images - 1
             self._gains[i] += gain
 
-    def _diagnose(self) -> Alarm:
-        """Compare what the two kinds of bets would have won since the change, against the scores before it."""
-        assert self._raised is not None
-        image, start = self._raised
-        before = sorted(self._scores[: self._reference + start])
-        since = self._scores[self._reference + start :]
-        places = [self._p_value(score, before, start + i + 1) for i, score in enumerate(since)]
-        wins: dict[Kind, list[float]] = {"conditions": [], "anomalies": []}
+    def _diagnose(self, image: int, start: int) -> Alarm:
+        """Compare what the two kinds of bets would have won by now, against the scores before the change.
+
+        Each bet is averaged over its beginnings from `start` on, which is only roughly where the change was; where the
+        best bet would best have begun is the estimate.
+        """
+        before, since = self._scores[: self._reference + start], self._scores[self._reference + start :]
+        ordered = sorted(before)
+        places = [self._p_value(score, ordered, start + i + 1) for i, score in enumerate(since)]
+        won: dict[Kind, list[NDArray[np.float64]]] = {"conditions": [], "anomalies": []}
         for bet in BETS:
-            wins[bet.kind].append(sum(bet.log_factor(p, self.config.expected_anomalies) for p in places))
-        difference = _log_mean_exp(wins["conditions"]) - _log_mean_exp(wins["anomalies"])
-        high = before[min(len(before) - 1, math.ceil(0.95 * len(before)) - 1)]
+            gains = np.array([bet.log_factor(p, self.config.expected_anomalies) for p in places])
+            won[bet.kind].append(np.cumsum(gains[::-1])[::-1])
+        evidence = {kind: _log_mean_exp(np.array(values)) for kind, values in won.items()}
+        kind: Kind = "conditions" if evidence["conditions"] >= evidence["anomalies"] else "anomalies"
+        first = int(np.argmax(np.max(won[kind], axis=0)))
+        before, since = before + since[:first], since[first:]
+        high = np.quantile(before, 0.95)
         return Alarm(
             image=image,
-            since=start + 1,
-            kind="conditions" if difference >= 0 else "anomalies",
-            odds=math.exp(min(abs(difference), 100)),
+            since=start + first + 1,
+            kind=kind,
+            odds=math.exp(min(abs(evidence["conditions"] - evidence["anomalies"]), 100)),
             images=len(since),
             reference_median=float(np.median(before)),
             median=float(np.median(since)),
-            high_share=sum(score > high for score in since) / len(since),
+            high_share=float(np.mean(np.array(since) > high)),
         )
 
     # Keeping it, so that a stream can be watched in parts.
@@ -304,7 +325,6 @@ class DriftMonitor:
             if state["raised"] is not None:
                 image, start = map(int, state["raised"])
                 monitor._raised = (image, start)
-                monitor.alarm = monitor._diagnose()
         except OSError as error:
             raise AdtrError(f"cannot read {path}: {error.strerror}") from error
         except AdtrError:
@@ -321,6 +341,6 @@ def _finite(score: float) -> float:
     return float(score)
 
 
-def _log_mean_exp(values: Sequence[float]) -> float:
-    largest = max(values)
-    return largest + math.log(sum(math.exp(value - largest) for value in values) / len(values))
+def _log_mean_exp(values: NDArray[np.float64]) -> float:
+    largest = values.max()
+    return float(largest + np.log(np.mean(np.exp(values - largest))))

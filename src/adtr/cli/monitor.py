@@ -81,9 +81,9 @@ def command(
     SCORES is a .jsonl or .csv file, or - for JSON lines on stdin, which are taken as they come.
 
     The exit code is 0 while the scores look like the reference and 3 after an alarm. The alarm is printed at once, and
-    again when the 50 images from the change on have settled what it looks like; what follows is not read.
+    again when 30 more images have settled what it looks like; what follows is not read.
     """
-    from adtr.monitoring import SETTLED, DriftMonitor, MonitorConfig
+    from adtr.monitoring import DriftMonitor, MonitorConfig
 
     config = MonitorConfig(
         false_alarm_rate=false_alarm_rate, horizon=horizon, expected_anomalies=expected_anomalies, seed=seed
@@ -108,11 +108,9 @@ def command(
         told: Alarm | None = None
         try:
             for score in stream:
-                alarm = monitor.update(score)
-                if alarm is not None and told is None:
-                    click.echo(alarm.describe())
-                    told = alarm
-                if alarm is not None and alarm.images >= SETTLED:
+                if monitor.update(score) and told is None and (told := monitor.alarm) is not None:
+                    click.echo(told.describe())
+                if monitor.settled:
                     break
         except KeyboardInterrupt:  # how an endless stream ends
             if state is not None:
@@ -134,19 +132,21 @@ def command(
     click.get_current_context().exit(ALARM)
 
 
-def held_out_scores(model: Path) -> tuple[float, ...]:
+def held_out_scores(model: Path) -> list[float]:
     """Scores of the good images that a model held out to set its thresholds.
 
     Raises:
-        ModelError: the model is none, or was made before they were kept.
+        ModelError: the model is none, or has no such scores.
     """
+    from adtr.calibration import ROUNDING
     from adtr.store import read_metadata
 
     _, calibration, _ = read_metadata(model)
     scores: tuple[float, ...] = getattr(calibration, "image_scores", ())
-    if not scores:
-        raise ModelError(f"{model} keeps no scores of held-out images; fit it anew, or use --reference in place of it")
-    return scores
+    if not scores or getattr(calibration, "folds", 0):
+        reason = "its networks of the folds scored them" if scores else "it was made before they were kept"
+        raise ModelError(f"{model} has no scores of held-out images ({reason}); leave --model out for --reference")
+    return [score / ROUNDING for score in scores]  # kept with the thresholds' margin
 
 
 def resume(state: Path, config: MonitorConfig) -> DriftMonitor:
