@@ -46,8 +46,8 @@ def small(image: Image.Image) -> Image.Image:
 
 
 def heat(image: Image.Image, prediction: Prediction) -> Image.Image:
-    low, high = shown_range(prediction.pixel_threshold)
-    picture = overlay(image, prediction.anomaly_map, low=low, high=high, threshold=prediction.pixel_threshold)
+    low, high = shown_range(prediction.thresholds.pixel)
+    picture = overlay(image, prediction.anomaly_map, low=low, high=high, threshold=prediction.thresholds.pixel)
     return small(picture)
 
 

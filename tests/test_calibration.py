@@ -4,17 +4,24 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from adtr.calibration import Thresholds, calibrate, exceeds, split_holdout
+from adtr.calibration import ROUNDING, Calibration, Thresholds, exceeds, split_holdout
 from adtr.config import CalibrationConfig
-from adtr.errors import DataError
+from adtr.errors import ConfigError, DataError
 
 RATES = st.sampled_from([0.0, 0.001, 0.01, 0.05, 0.1, 0.2, 0.25, 1 / 3, 0.5])
 SCORES = st.lists(st.floats(0, 100, width=32), min_size=1, max_size=60)
 
 
 def config(**values: float) -> CalibrationConfig:
-    return CalibrationConfig(**{"holdout": 0.2, "holdout_min": 10, "false_alarm_rate": 0.01, **values})
+    fields = {"holdout": 0.2, "holdout_min": 10, "folds": 0, "false_alarm_rate": 0.01, "unsure_rate": 0.0}
+    return CalibrationConfig(**{**fields, **values})  # type: ignore[arg-type]
+
+
+def calibrate(image_scores: NDArray[np.floating], pixel_maxima: NDArray[np.floating], rate: float) -> Thresholds:
+    scores, maxima = (tuple(np.sort(values).tolist()) for values in (image_scores, pixel_maxima))
+    return Calibration(image_scores=scores, pixel_maxima=maxima).thresholds(rate)
 
 
 def brute_force(scores: list[float], rate: float) -> float:
@@ -57,7 +64,7 @@ def test_known_ranks(images: int, rate: float, rank: int) -> None:
 
 def test_images_and_pixels_have_thresholds_of_their_own() -> None:
     scores = np.arange(19.0)
-    thresholds = calibrate(scores, scores[::-1] ** 2, 0.1)
+    thresholds = calibrate(scores, scores**2, 0.1)
     assert (thresholds.image, thresholds.pixel) == (17, 17**2)
     assert type(thresholds.image) is type(thresholds.pixel) is float
 
@@ -167,3 +174,102 @@ def test_thresholds_are_frozen() -> None:
     assert isinstance(thresholds, Thresholds)
     with pytest.raises(AttributeError):
         thresholds.image = 0.0  # type: ignore[misc]
+
+
+@given(SCORES, RATES, st.floats(0, 110, width=32))
+@settings(deadline=None)
+def test_a_score_exceeds_the_threshold_just_where_its_p_value_keeps_the_promise(
+    scores: list[float], rate: float, new: float
+) -> None:
+    calibration = Calibration(image_scores=tuple(sorted(scores)), pixel_maxima=tuple(sorted(scores)))
+    thresholds = calibration.thresholds(rate)
+    assert bool(exceeds(new, thresholds.image)) == (calibration.p_value(new) <= thresholds.promised_rate + 1e-12)
+
+
+@given(SCORES, st.floats(0, 110, width=32))
+@settings(deadline=None)
+def test_the_p_value_is_the_share_of_scores_at_least_as_high(scores: list[float], new: float) -> None:
+    calibration = Calibration(image_scores=tuple(sorted(scores)), pixel_maxima=tuple(sorted(scores)))
+    literal = (sum(score >= new for score in scores) + 1) / (len(scores) + 1)
+    assert calibration.p_value(new) == pytest.approx(literal)
+    assert calibration.lowest_rate <= calibration.p_value(new) <= 1
+
+
+def test_p_values_of_good_images_are_as_rare_as_they_say() -> None:
+    rng = np.random.default_rng(0)
+    values = []
+    for _ in range(4000):
+        scores = np.sort(rng.gamma(2, 1, 30))
+        calibration = Calibration(image_scores=tuple(scores.tolist()), pixel_maxima=tuple(scores.tolist()))
+        values.append(calibration.p_value(rng.gamma(2, 1)))
+    for rate in (0.05, 0.1, 0.2, 0.5):
+        assert np.mean(np.array(values) <= rate) <= rate + 4.5 * math.sqrt(rate * (1 - rate) / 4000)
+    assert np.mean(np.array(values) <= 0.5) == pytest.approx(15 / 31, abs=0.04)
+
+
+def test_severity_counts_robust_deviations_above_a_typical_good_score() -> None:
+    scores = (1.0, 2.0, 3.0, 4.0, 100.0)
+    calibration = Calibration(image_scores=scores, pixel_maxima=scores)
+    assert calibration.severity(3.0) == calibration.severity(0.5) == 0
+    assert calibration.severity(3 + 1.4826) == pytest.approx(1)  # the median deviation is 1: the outlier counts no more
+    assert Calibration(image_scores=(5.0,) * 4, pixel_maxima=(5.0,) * 4).severity(6.0) == pytest.approx(200)
+
+
+@given(SCORES, RATES, st.floats(0, 110, width=32))
+@settings(deadline=None)
+def test_severity_knows_no_threshold(scores: list[float], rate: float, new: float) -> None:
+    calibration = Calibration(image_scores=tuple(sorted(scores)), pixel_maxima=tuple(sorted(scores)))
+    before = calibration.severity(new)
+    calibration.thresholds(rate)
+    assert calibration.severity(new) == before >= 0
+    assert calibration.severity(new + 1) >= before
+
+
+def test_unsure_lies_between_two_rates() -> None:
+    scores = tuple(np.arange(1.0, 20))
+    thresholds = Calibration(image_scores=scores, pixel_maxima=scores).thresholds(0.05, 0.2)
+    assert (thresholds.unsure, thresholds.image) == (16, 19)
+    assert [thresholds.verdict(score) for score in (16, 16.5, 19, 19.5)] == ["good", "unsure", "unsure", "anomalous"]
+    assert thresholds.describe().endswith("; unsure above 16 (20.0%)")
+    sure = Calibration(image_scores=scores, pixel_maxima=scores).thresholds(0.05)
+    assert [sure.verdict(score) for score in (16.5, 19, 19.5)] == ["good", "good", "anomalous"]
+
+
+def test_a_calibration_lies_above_the_scores_by_a_margin() -> None:
+    scores, maps = np.array([3.0, 1.0, 2.0]), np.arange(12.0).reshape(3, 2, 2)
+    calibration = Calibration.of(scores, maps)
+    assert calibration.image_scores == pytest.approx([ROUNDING, 2 * ROUNDING, 3 * ROUNDING])
+    assert calibration.pixel_maxima == pytest.approx([3 * ROUNDING, 7 * ROUNDING, 11 * ROUNDING])
+    assert calibration.p_value(3.0) == 2 / 4
+
+
+def test_a_calibration_needs_images() -> None:
+    for scores, maxima in (((), ()), ((1.0,), (1.0, 2.0))):
+        with pytest.raises(ValueError, match="a calibration needs"):
+            Calibration(image_scores=scores, pixel_maxima=maxima)
+
+
+def test_folds_let_every_image_serve_both() -> None:
+    training, judged = split_holdout(7, config(folds=5), 0)
+    assert training.tolist() == judged.tolist() == list(range(7))
+    with pytest.raises(DataError, match="4 good images are too few for 5 folds"):
+        split_holdout(4, config(folds=5), 0)
+
+
+def test_folds_promise_nothing_proven() -> None:
+    scores = tuple(np.arange(1.0, 100))
+    text = Calibration(image_scores=scores, pixel_maxima=scores, folds=5).thresholds(0.01).describe()
+    assert text == "threshold 99 from 99 good images in 5 folds; expects (no proof) a false-alarm rate of at most 1.0%"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"folds": 1}, "folds must be 0 or at least 2"),
+        ({"unsure_rate": 0.01}, "unsure_rate 0.01 must be above false_alarm_rate 0.01, or 0"),
+        ({"unsure_rate": 0.05, "false_alarm_rate": 0.1}, "must be above false_alarm_rate 0.1"),
+    ],
+)
+def test_rates_that_contradict_each_other_are_refused(values: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(**values)

@@ -53,7 +53,16 @@ PRESETS = {
     "paper-mvtec-512": {**PAPER, "image_size": (512, 512), "grid_size": (32, 32), "batch_size": 16},
     "paper-cifar10": {**PAPER, "image_size": (32, 32), "grid_size": (8, 8), "batch_size": 128},
 }
-NOT_IN_THE_PAPER = {"pool_size", "seed", "holdout", "holdout_min", "false_alarm_rate", "anomaly_holdout"}
+NOT_IN_THE_PAPER = {
+    "pool_size",
+    "seed",
+    "holdout",
+    "holdout_min",
+    "folds",
+    "false_alarm_rate",
+    "unsure_rate",
+    "anomaly_holdout",
+}
 
 
 def error_of(call: Callable[..., object], *arguments: object, **keywords: object) -> str:

@@ -412,7 +412,8 @@ def test_scores_have_scikit_learns_signs(detector: AnomalyDetector, dataset: Pat
 
 def test_a_score_at_the_threshold_is_good(detector: AnomalyDetector, dataset: Path) -> None:
     other = AnomalyDetector.from_config(detector.config)
-    other.network_, other.metadata_ = detector.network_, detector.metadata_
+    other.network_, other.metadata_, other.calibration_ = detector.network_, detector.metadata_, detector.calibration_
+    other.fitted_config_ = detector.config
     path = paths(dataset)[0]
     score = detector.predict(path)[0].score
     other.thresholds_ = type(detector.thresholds_)(
@@ -470,6 +471,31 @@ def test_parameters_set_after_fitting_wait_for_the_next_fit(model: Path, dataset
     before = loaded.predict(path)
     loaded.set_params(image_size=128)
     assert_same_verdicts(loaded.predict(path), before)
+
+
+def test_other_rates_need_no_other_training(model: Path, dataset: Path, tmp_path: Path) -> None:
+    loaded = AnomalyDetector.load(model)
+    before = loaded.predict(paths(dataset))
+    thresholds = loaded.set_rates(0.3, unsure_rate=0.6)
+    after = loaded.predict(paths(dataset))
+    assert thresholds == loaded.thresholds_ == loaded.calibration_.thresholds(0.3, 0.6)
+    assert [p.p_value for p in after] == [p.p_value for p in before]
+    assert all((p.verdict == "good") == (p.p_value > 0.6) for p in after)
+    loaded.save(tmp_path / "other")
+    assert AnomalyDetector.load(tmp_path / "other").thresholds_ == thresholds
+    with pytest.raises(ConfigError, match="unsure_rate"):
+        loaded.set_rates(unsure_rate=0.1)
+    assert loaded.thresholds_ == thresholds
+
+
+def test_folds_let_every_good_image_serve_both(dataset: Path) -> None:
+    fitted = AnomalyDetector(**SMALL, folds=3).fit(dataset)
+    assert fitted.metadata_["training"]["images"] == fitted.thresholds_.images == 24
+    assert (fitted.metadata_["data"]["held_out"], fitted.thresholds_.folds) == (0, 3)
+    good = [sample.path for sample in open_dataset(dataset).train]
+    own = np.sort(scores(fitted.predict(good)))
+    assert np.median(fitted.calibration_.image_scores) > np.median(own)  # none vouches for itself
+    assert fitted.evaluate(dataset).image_auroc > 0.9
 
 
 def test_bad_parameters_fail_at_once() -> None:

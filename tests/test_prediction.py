@@ -8,14 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from adtr.calibration import Thresholds
 from adtr.prediction import Prediction, upsample
 
 GRID = np.array([[0.0, 1.0], [2.0, 4.0]], np.float32)
 
 
 def prediction(**values: object) -> Prediction:
-    fields: dict[str, Any] = {"score": 3.0, "threshold": 2.0, "pixel_threshold": 2.0, "size": (6, 8), "score_map": GRID}
-    return Prediction(**{**fields, **values})
+    fields: dict[str, Any] = {"score": 3.0, "p_value": 0.1, "severity": 1.0, "size": (6, 8), "score_map": GRID}
+    return Prediction(**{**fields, "thresholds": thresholds(), **values})
+
+
+def thresholds(image: float = 2.0, pixel: float = 2.0, unsure: float | None = None) -> Thresholds:
+    return Thresholds(image=image, pixel=pixel, images=19, false_alarm_rate=0.1, promised_rate=0.1, unsure=unsure)
 
 
 @given(st.tuples(*[st.integers(1, 40)] * 2), st.tuples(*[st.integers(1, 90)] * 2), st.integers(0, 1000))
@@ -54,11 +59,11 @@ def test_the_anomaly_map_has_the_images_own_shape() -> None:
 
 
 def test_the_mask_follows_the_pixel_threshold_strictly() -> None:
-    result = prediction(score_map=np.full((1, 1), 2.0, np.float32), pixel_threshold=2.0, threshold=-1.0)
+    result = prediction(score_map=np.full((1, 1), 2.0, np.float32), thresholds=thresholds(-1.0, 2.0))
     assert result.mask.dtype == np.bool_
     assert result.mask.shape == (6, 8)
     assert not result.mask.any()
-    mixed = prediction(pixel_threshold=1.5)
+    mixed = prediction(thresholds=thresholds(pixel=1.5))
     np.testing.assert_array_equal(mixed.mask, mixed.anomaly_map > 1.5)
     assert mixed.mask.any()
     assert not mixed.mask.all()
@@ -66,7 +71,29 @@ def test_the_mask_follows_the_pixel_threshold_strictly() -> None:
 
 def test_the_verdict_follows_the_image_threshold_strictly() -> None:
     assert prediction(score=2.5).is_anomalous is True
-    assert prediction(score=2.0, pixel_threshold=0.0).is_anomalous is False
+    assert prediction(score=2.0, thresholds=thresholds(pixel=0.0)).is_anomalous is False
+
+
+def test_an_unsure_image_is_not_anomalous() -> None:
+    between = thresholds(image=2.0, unsure=1.0)
+    assert [prediction(score=score, thresholds=between).verdict for score in (1, 2, 3)] == [
+        "good",
+        "unsure",
+        "anomalous",
+    ]
+    assert [prediction(score=score, thresholds=between).is_anomalous for score in (1, 2, 3)] == [False, False, True]
+
+
+def test_regions_are_those_of_the_mask() -> None:
+    grid = np.zeros((8, 8), np.float32)
+    grid[1, 1], grid[5, 6] = 4.0, 9.0
+    result = prediction(score_map=grid, size=(80, 160))
+    assert len(result.regions) == 2
+    assert result.regions[0].peak == result.anomaly_map.max()
+    assert result.regions[0].peak > result.regions[1].peak > 2
+    assert sum(region.area for region in result.regions) == result.mask.sum()
+    assert ((result.region_labels > 0) == result.mask).all()
+    assert prediction(thresholds=thresholds(pixel=99.0)).regions == []
 
 
 def test_predictions_are_frozen_and_keep_their_maps_out_of_the_repr() -> None:

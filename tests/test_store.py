@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adtr.calibration import Thresholds
+from adtr.calibration import Calibration
 from adtr.detector import AnomalyDetector
 from adtr.errors import AdtrError, ConfigError, ModelError
 from adtr.files import file_sha256
@@ -51,7 +51,7 @@ def images_of(dataset: Path) -> list[Path]:
 def assert_same_predictions(first: AnomalyDetector, second: AnomalyDetector, dataset: Path) -> None:
     images = images_of(dataset)
     for a, b in zip(first.predict(images), second.predict(images), strict=True):
-        assert (a.score, a.threshold, a.pixel_threshold) == (b.score, b.threshold, b.pixel_threshold)
+        assert (a.score, a.thresholds) == (b.score, b.thresholds)
         assert np.array_equal(a.score_map, b.score_map)
 
 
@@ -74,7 +74,7 @@ def test_the_folder_holds_no_pickle_and_no_backbone(model: Path) -> None:
     assert sorted(path.name for path in model.iterdir()) == sorted([WEIGHTS, CONFIG, METADATA])
     assert all(not name.startswith("embedding") for name in load_file(model / WEIGHTS))
     metadata = json.loads((model / METADATA).read_text())
-    assert metadata["format"] == 1
+    assert metadata["format"] == 2
     assert metadata["files"] == {
         name: hashlib.sha256((model / name).read_bytes()).hexdigest() for name in (WEIGHTS, CONFIG)
     }
@@ -85,9 +85,9 @@ def test_the_folder_holds_no_pickle_and_no_backbone(model: Path) -> None:
 
 
 def test_reading_the_metadata_needs_no_torch(model: Path, detector: AnomalyDetector) -> None:
-    config, thresholds, metadata = read_metadata(model)
+    config, calibration, metadata = read_metadata(model)
     assert config == detector.config
-    assert thresholds == detector.thresholds_
+    assert calibration == detector.calibration_
     assert metadata["data"]["held_out"] == 10
 
 
@@ -118,8 +118,8 @@ def test_what_is_no_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_a_newer_format_asks_for_a_newer_adtr(copy: Path) -> None:
-    edit(copy, lambda metadata: metadata.update(format=2, files="in another way"))
-    assert "was written by a newer adtr (format 2); update adtr" in error_of(copy)
+    edit(copy, lambda metadata: metadata.update(format=3, files="in another way"))
+    assert "was written by a newer adtr (format 3); update adtr" in error_of(copy)
 
 
 @pytest.mark.parametrize("name", ["../evil", "/etc/passwd", "evil.py", "sub/model.safetensors", ""])
@@ -140,10 +140,14 @@ def test_unknown_file_names_are_refused(copy: Path, name: str) -> None:
         ("files", "abc"),
         ("files", {}),
         ("files", {WEIGHTS: "0"}),
-        ("thresholds", None),
-        ("thresholds", {}),
-        ("thresholds", []),
-        ("thresholds", {"image": 1.0, "surprise": 2}),
+        ("calibration", None),
+        ("calibration", {}),
+        ("calibration", []),
+        ("calibration", {"image_scores": [2.0, 1.0], "pixel_maxima": [1.0, 2.0], "folds": 0}),
+        ("calibration", {"image_scores": [float("nan")], "pixel_maxima": [1.0], "folds": 0}),
+        ("calibration", {"image_scores": [], "pixel_maxima": [], "folds": 0}),
+        ("calibration", {"image_scores": [1.0], "pixel_maxima": [1.0, 2.0], "folds": 0}),
+        ("calibration", {"image_scores": "one", "pixel_maxima": [1.0], "folds": 0}),
         ("backbone", None),
         ("backbone", {}),
         ("backbone", "tf_efficientnet_lite2"),
@@ -312,13 +316,13 @@ def test_a_mount_point_is_refused_before_the_work(tmp_path: Path, monkeypatch: p
 def test_a_record_that_is_no_json_leaves_nothing_behind(detector: AnomalyDetector, tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         save_model(
-            tmp_path / "model", detector.network_, detector.thresholds_, {"data": object()}, store_backbone=False
+            tmp_path / "model", detector.network_, detector.calibration_, {"data": object()}, store_backbone=False
         )
     assert not list(tmp_path.iterdir())
 
 
-def test_load_model_gives_network_thresholds_and_metadata(model: Path) -> None:
-    network, thresholds, metadata = load_model(model)
+def test_load_model_gives_network_calibration_and_metadata(model: Path) -> None:
+    network, calibration, metadata = load_model(model)
     assert isinstance(network, ADTR)
-    assert isinstance(thresholds, Thresholds)
+    assert isinstance(calibration, Calibration)
     assert metadata["adtr"]

@@ -103,7 +103,24 @@ class CalibrationConfig:
 
     holdout: float = _setting("share of the good images held out of training for the thresholds", low=0, high=0.9)
     holdout_min: int = _setting("hold out at least this many images", low=1)
+    folds: int = _setting(
+        "0: hold images out; from 2 on: train so many networks more, each for scores of images that it never saw, so "
+        "that few good images serve both training and thresholds",
+        low=0,
+        high=100,
+    )
     false_alarm_rate: float = _setting("share of good images that may be called anomalous", low=0, high=0.5)
+    unsure_rate: float = _setting(
+        "share of good images that may be called unsure or anomalous; 0: every verdict is sure", low=0, high=0.9
+    )
+
+    def __post_init__(self) -> None:
+        if self.folds == 1:
+            raise ConfigError("folds must be 0 or at least 2, not 1")
+        if 0 < self.unsure_rate <= self.false_alarm_rate:
+            raise ConfigError(
+                f"unsure_rate {self.unsure_rate} must be above false_alarm_rate {self.false_alarm_rate}, or 0"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adtr.calibration import Thresholds
 from adtr.config import Config, load_preset
-from adtr.data.folder import Dataset, Sample, content_hash, open_dataset
-from adtr.data.loading import LoadedImage, SkippedImage, load_images
-from adtr.data.sources import as_sources, in_batches, training_sources
-from adtr.errors import AdtrError, ConfigError, DataError
-from adtr.evaluation import Evaluated, add_to_metrics
-from adtr.metrics import Metrics, MetricsAccumulator
-from adtr.prediction import Prediction
+from adtr.data.loading import LoadedImage
+from adtr.data.sources import training_sources
+from adtr.errors import AdtrError, DataError
+from adtr.predictor import OnError, Predictor
 from adtr.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -30,10 +27,8 @@ if TYPE_CHECKING:
     from adtr.learning.learned import Learned
     from adtr.model.network import ADTR
 
-OnError = Literal["raise", "skip"]
 
-
-class AnomalyDetector:
+class AnomalyDetector(Predictor):
     """Learns what good looks like, and shows where an image departs from it.
 
     Scikit-learn's habits: parameters in the constructor, `fit` returns self, what was learned ends in `_`, and
@@ -47,11 +42,7 @@ class AnomalyDetector:
         **overrides: any field of any section of `adtr.Config`, such as `epochs=50`.
 
     Attributes:
-        config: the resolved configuration.
-        network_: the trained network.
-        thresholds_: decision thresholds, in the units of the scores.
-        metadata_: versions, data, training record.
-        skipped_: images that could not be read in the latest fit, improve, predict or evaluate.
+        network_: the trained network; the other attributes are those of `Predictor`.
         features_: features of the good images, (n, N, C), where `fit` kept them; else None.
         improvement_: what the latest `improve` did; None for a detector that was only fitted.
 
@@ -60,8 +51,6 @@ class AnomalyDetector:
     """
 
     network_: ADTR
-    thresholds_: Thresholds
-    metadata_: dict[str, Any]
     features_: Tensor | None = None
     improvement_: Improvement | None = None
     _good: Sequence[object] | None = None
@@ -80,7 +69,7 @@ class AnomalyDetector:
         self.backbone_weights = backbone_weights
         self._overrides = overrides
         self.config = load_preset(preset).override(**overrides)
-        self.skipped_: list[SkippedImage] = []
+        self.skipped_ = []
 
     @classmethod
     def from_config(
@@ -180,8 +169,15 @@ class AnomalyDetector:
         return self
 
     def _take(self, learned: Learned) -> None:
-        self.network_, self.thresholds_, self.metadata_ = learned.network, learned.thresholds, learned.metadata
-        self.features_ = learned.features
+        self.network_, self.calibration_, self.metadata_ = learned.network, learned.calibration, learned.metadata
+        self.fitted_config_, self.features_ = learned.network.config, learned.features
+        self.set_rates()
+
+    def set_rates(self, false_alarm_rate: float | None = None, unsure_rate: float | None = None) -> Thresholds:
+        """See `Predictor.set_rates`; `save` keeps the rates."""
+        thresholds = super().set_rates(false_alarm_rate, unsure_rate)
+        self.network_.config = self.fitted_config_
+        return thresholds
 
     # Learning from anomalies.
 
@@ -272,67 +268,7 @@ class AnomalyDetector:
             )
         return training_sources(path)[0]
 
-    # Predicting.
-
-    def predict(
-        self, images: object, *, on_error: OnError = "raise", batch_size: int = 16, progress: Progress | None = None
-    ) -> list[Prediction]:
-        """The verdict on each image, in order.
-
-        Args:
-            images: a folder (searched through), or paths, PIL images, uint8 arrays (H, W, 3) or tensors, one or many.
-            on_error: "raise" stops at an unreadable image; "skip" names it in `skipped_` and goes on.
-            batch_size: images in a forward pass; the verdicts do not depend on it.
-            progress: is told of every image.
-
-        Raises:
-            DataError: nothing to predict, or an unreadable image.
-        """
-        sources = as_sources(images)
-        return [p for p, _ in self.stream(sources, on_error=on_error, batch_size=batch_size, progress=progress)]
-
-    def stream(
-        self,
-        sources: Iterable[object],
-        *,
-        on_error: OnError = "raise",
-        batch_size: int = 16,
-        keep_images: bool = False,
-        progress: Progress | None = None,
-    ) -> Iterator[tuple[Prediction, LoadedImage]]:
-        """Verdicts as they come, with bounded memory, for any number of images; see `predict`.
-
-        Yields:
-            The prediction, and what was loaded (`index` among the sources; with `keep_images` the image too).
-        """
-        self._require_fitted()
-        if batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
-        progress = progress or Silent()
-        self.skipped_ = []
-        loaded = load_images(
-            sources,
-            self.network_.config.embedding.image_size,
-            on_error=on_error,
-            skipped=self.skipped_,
-            keep_original=keep_images,
-            prefetch=max(8, 2 * batch_size),
-        )
-        for batch in in_batches(loaded, batch_size):
-            scores, maps = self._compare(batch)
-            for image, score, score_map in zip(batch, scores, maps, strict=True):
-                yield (
-                    Prediction(
-                        score=float(score),
-                        threshold=self.thresholds_.image,
-                        pixel_threshold=self.thresholds_.pixel,
-                        size=image.size,
-                        score_map=score_map,
-                        path=image.path,
-                    ),
-                    image,
-                )
-            progress.advance(len(batch))
+    # Predicting: see `Predictor`.
 
     def _compare(self, batch: Sequence[LoadedImage]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         import torch
@@ -342,79 +278,6 @@ class AnomalyDetector:
         with torch.inference_mode():
             comparison = self.network_(to_tensor(batch, self.network_))
         return comparison.scores.float().cpu().numpy(), comparison.maps.float().cpu().numpy()
-
-    def score_samples(self, images: object) -> NDArray[np.float64]:
-        """The negated anomaly scores, (n,): the lower, the more anomalous (scikit-learn's convention)."""
-        return np.array([-prediction.score for prediction in self.predict(images)], np.float64)
-
-    def decision_function(self, images: object) -> NDArray[np.float64]:
-        """Threshold minus score, (n,): negative for anomalies (scikit-learn's convention)."""
-        return self.score_samples(images) + self.thresholds_.image
-
-    # Evaluating.
-
-    def evaluate(
-        self,
-        dataset: Dataset | str | os.PathLike[str],
-        *,
-        on_error: OnError = "raise",
-        progress: Progress | None = None,
-    ) -> Metrics:
-        """Metrics on a data set's test images; images that the detector learned from are left out.
-
-        Raises:
-            DataError: no test images, an unreadable image, or a mask of another size than its image.
-        """
-        accumulator = MetricsAccumulator()
-        for item in self.evaluate_each(dataset, on_error=on_error, progress=progress):
-            add_to_metrics(accumulator, item)
-        return accumulator.compute()
-
-    def evaluate_each(
-        self,
-        dataset: Dataset | str | os.PathLike[str],
-        *,
-        on_error: OnError = "raise",
-        keep_images: bool = False,
-        progress: Progress | None = None,
-    ) -> Iterator[Evaluated]:
-        """The test images of a data set one by one with their verdicts; see `evaluate`."""
-        self._require_fitted()
-        samples = self.test_samples(dataset)
-        if progress is not None:
-            progress.start("evaluating", total=len(samples))
-        stream = self.stream(
-            [sample.path for sample in samples], on_error=on_error, keep_images=keep_images, progress=progress
-        )
-        for prediction, loaded in stream:
-            yield Evaluated(sample=samples[loaded.index], prediction=prediction, image=loaded.image)
-        if progress is not None:
-            progress.finish()
-
-    def test_samples(self, dataset: Dataset | str | os.PathLike[str]) -> list[Sample]:
-        """The test images of a data set without those that the detector learned from, found by their contents.
-
-        Raises:
-            DataError: none.
-        """
-        self._require_fitted()
-        if not isinstance(dataset, Dataset):
-            dataset = open_dataset(dataset, reserve=False)
-        good = set(self.metadata_["data"]["image_hashes"])
-        anomalous = {digest for past in self.metadata_.get("improvements", []) for digest in past["hashes"]}
-        samples = [
-            sample
-            for sample in dataset.test
-            if not (learned := anomalous if sample.is_anomalous else good)
-            or not sample.path.is_file()
-            or content_hash(sample.path) not in learned
-        ]
-        if not samples:
-            raise DataError(
-                f"no test images in {dataset.root}: expected test/<type>/, or defect folders beside good/ "
-                "(images that the model learned from do not count)"
-            )
-        return samples
 
     # Keeping.
 
@@ -437,7 +300,7 @@ class AnomalyDetector:
         save_model(
             Path(folder),
             self.network_,
-            self.thresholds_,
+            self.calibration_,
             self.metadata_,
             store_backbone=stored,
             features=self.features_,
@@ -460,14 +323,15 @@ class AnomalyDetector:
         from adtr.store import load_model, read_features
 
         chosen = choose_device(device)
-        network, thresholds, metadata = load_model(Path(folder), backbone_weights)
+        network, calibration, metadata = load_model(Path(folder), backbone_weights)
         detector = cls.from_config(network.config, device=device, backbone_weights=backbone_weights)
         detector.network_ = network.place(chosen, choose_precision(network.config.training.precision, chosen))
-        detector.thresholds_ = thresholds
+        detector.fitted_config_, detector.calibration_ = network.config, calibration
         detector.features_ = read_features(Path(folder), metadata)
         detector.metadata_ = {
-            k: v for k, v in metadata.items() if k not in ("format", "thresholds", "backbone", "files", "features")
+            k: v for k, v in metadata.items() if k not in ("format", "calibration", "backbone", "files", "features")
         }
+        detector.set_rates()
         return detector
 
     def _require_fitted(self) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from adtr.calibration import exceeds
+from adtr.calibration import Thresholds, Verdict, exceeds
 from adtr.config import Size
+from adtr.regions import Region, find_regions, label_regions
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -19,10 +20,12 @@ class Prediction:
 
     score: float
     """Anomaly score of the image, at least 0, higher is more anomalous."""
-    threshold: float
-    """Images that score above this are anomalous."""
-    pixel_threshold: float
-    """Pixels of the anomaly map above this are marked."""
+    p_value: float
+    """A good image's is at most a with probability at most a; see `Calibration.p_value`."""
+    severity: float
+    """Robust standard deviations above a typical good image, whatever the thresholds; see `Calibration.severity`."""
+    thresholds: Thresholds
+    """What decides."""
     size: Size
     """Height and width of the image, pixels."""
     score_map: NDArray[np.float32] = field(repr=False)
@@ -31,9 +34,14 @@ class Prediction:
     """Where the image came from, if from a file."""
 
     @property
+    def verdict(self) -> Verdict:
+        """The decision: good, unsure or anomalous."""
+        return self.thresholds.verdict(self.score)
+
+    @property
     def is_anomalous(self) -> bool:
-        """The decision."""
-        return bool(exceeds(self.score, self.threshold))
+        """Whether the verdict is anomalous."""
+        return self.verdict == "anomalous"
 
     @cached_property
     def anomaly_map(self) -> NDArray[np.float32]:
@@ -43,7 +51,17 @@ class Prediction:
     @property
     def mask(self) -> NDArray[np.bool_]:
         """Marked pixels, (H, W)."""
-        return exceeds(self.anomaly_map, self.pixel_threshold)
+        return exceeds(self.anomaly_map, self.thresholds.pixel)
+
+    @cached_property
+    def region_labels(self) -> NDArray[np.int32]:
+        """Which region each pixel belongs to, numbered from 1; 0 where it is not marked, (H, W)."""
+        return label_regions(self.mask)
+
+    @cached_property
+    def regions(self) -> list[Region]:
+        """Marked pixels as connected regions, the highest peak first."""
+        return find_regions(self.anomaly_map, self.region_labels)
 
 
 def upsample(grid: NDArray[np.float32], size: Size) -> NDArray[np.float32]:

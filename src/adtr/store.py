@@ -9,7 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adtr.calibration import Thresholds
+import numpy as np
+
+from adtr.calibration import Calibration
 from adtr.config import Config
 from adtr.errors import ConfigError, ModelError
 from adtr.files import check_disposable, file_sha256, replace_file, replace_folder
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     from adtr.model.network import ADTR
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS, CONFIG, METADATA, BACKBONE = "model.safetensors", "config.json", "metadata.json", "backbone.safetensors"
 FEATURES = "features.safetensors"
 
@@ -27,7 +29,7 @@ FEATURES = "features.safetensors"
 def save_model(
     folder: Path,
     network: ADTR,
-    thresholds: Thresholds,
+    calibration: Calibration,
     record: dict[str, Any],
     *,
     store_backbone: bool,
@@ -38,7 +40,7 @@ def save_model(
     Args:
         folder: is created; an older model folder is replaced.
         network: trained.
-        thresholds: calibrated.
+        calibration: of the thresholds.
         record: what else to remember (versions, data, training); JSON values.
         store_backbone: put the backbone's weights inside.
         features: of the good images, (n, N, C), to be put inside.
@@ -63,7 +65,7 @@ def save_model(
     metadata = {
         "format": FORMAT,
         **record,
-        "thresholds": asdict(thresholds),
+        "calibration": asdict(calibration),
         "backbone": {
             "name": network.config.embedding.backbone,
             "source": network.embedding.source,
@@ -90,8 +92,8 @@ def check_replaceable(folder: Path) -> None:
     check_disposable(folder, "a model folder", needs={METADATA}, may_hold={WEIGHTS, CONFIG, BACKBONE, FEATURES})
 
 
-def read_metadata(folder: Path) -> tuple[Config, Thresholds, dict[str, Any]]:
-    """Configuration, thresholds and metadata of a model folder, every file's hash checked; needs no torch.
+def read_metadata(folder: Path) -> tuple[Config, Calibration, dict[str, Any]]:
+    """Configuration, calibration and metadata of a model folder, every file's hash checked; needs no torch.
 
     Raises:
         ModelError: no model folder, or a file is missing, altered or of a newer format.
@@ -103,8 +105,10 @@ def read_metadata(folder: Path) -> tuple[Config, Thresholds, dict[str, Any]]:
     try:
         if metadata["format"] > FORMAT:
             raise ModelError(f"{folder} was written by a newer adtr (format {metadata['format']}); update adtr")
+        if metadata["format"] < FORMAT:
+            raise ModelError(f"{folder} was written by an older adtr (format {metadata['format']}); fit it anew")
         recorded = dict(metadata["files"])
-        thresholds = Thresholds(**metadata["thresholds"])
+        calibration = _read_calibration(metadata["calibration"])
         backbone = {key: metadata["backbone"][key] for key in ("name", "source", "sha256", "stored")}
         dict(metadata["training"]), list(metadata["data"]["image_hashes"]), list(metadata["data"]["held_out_hashes"])
     except (KeyError, TypeError, ValueError) as error:
@@ -123,13 +127,13 @@ def read_metadata(folder: Path) -> tuple[Config, Thresholds, dict[str, Any]]:
         config = Config.from_dict(_read_json(folder, CONFIG))
     except ConfigError as error:
         raise ModelError(f"{folder / CONFIG}: {error}") from error
-    return config, thresholds, metadata
+    return config, calibration, metadata
 
 
 def load_model(
     folder: Path, backbone_weights: str | os.PathLike[str] | None = None
-) -> tuple[ADTR, Thresholds, dict[str, Any]]:
-    """The trained network of a model folder, its thresholds and its metadata.
+) -> tuple[ADTR, Calibration, dict[str, Any]]:
+    """The trained network of a model folder, its calibration and its metadata.
 
     Args:
         folder: written by `save_model`.
@@ -140,7 +144,7 @@ def load_model(
     """
     from adtr.model.network import ADTR
 
-    config, thresholds, metadata = read_metadata(folder)
+    config, calibration, metadata = read_metadata(folder)
     recorded = metadata["backbone"]
     if recorded["stored"]:
         backbone_weights = folder / BACKBONE
@@ -160,7 +164,7 @@ def load_model(
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{folder / WEIGHTS} does not fit {CONFIG}: {reason}") from error
-    return network.eval(), thresholds, metadata
+    return network.eval(), calibration, metadata
 
 
 def read_features(folder: Path, metadata: dict[str, Any]) -> Tensor | None:
@@ -186,6 +190,14 @@ def read_features(folder: Path, metadata: dict[str, Any]) -> Tensor | None:
 
 def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+
+
+def _read_calibration(values: dict[str, Any]) -> Calibration:
+    scores, maxima = (tuple(map(float, values[name])) for name in ("image_scores", "pixel_maxima"))
+    for numbers in (scores, maxima):
+        if not np.isfinite(numbers).all() or (np.diff(numbers) < 0).any():
+            raise ValueError("the calibration's scores do not ascend")
+    return Calibration(image_scores=scores, pixel_maxima=maxima, folds=int(values["folds"]))
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:

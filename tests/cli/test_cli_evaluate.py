@@ -13,7 +13,8 @@ from adtr.cli import main
 from adtr.detector import AnomalyDetector
 
 METRICS = ["image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro", "images", "anomalous"]
-RUN = ["skipped", "threshold", "false_alarms", "missed", "seconds", "model", "data"]
+DECISIONS = ["threshold", "promised_rate", "false_alarms", "missed", "missed_per_type", "trade_off"]
+RUN = ["skipped", *DECISIONS, "seconds", "model", "data"]
 
 
 def adtr(*arguments: object) -> object:
@@ -50,12 +51,18 @@ def test_numbers_panels_and_counts(
         kind: [prediction.is_anomalous for prediction in detector.predict(dataset / "test" / kind)]
         for kind in ("good", "dark")
     }
-    assert report["false_alarms"] == sum(verdicts["good"])
-    assert report["missed"] == 8 - sum(verdicts["dark"])
+    alarms, missed = report["false_alarms"], report["missed"]
+    assert (alarms["count"], alarms["total"]) == (sum(verdicts["good"]), 8)
+    assert (missed["count"], missed["total"]) == (8 - sum(verdicts["dark"]), 8)
+    assert report["missed_per_type"] == {"dark": missed}
+    assert missed["low"] <= missed["rate"] <= missed["high"]
+    assert report["trade_off"][0] == {name: report[name] for name in DECISIONS[:-1]}  # the model asks for 1 %
+    assert report["trade_off"][-1]["promised_rate"] == pytest.approx(5 / 11)
     assert report["threshold"] == detector.thresholds_.image
-    last = out.splitlines()[-1]
-    assert f"{report['false_alarms']} of 8 good images" in last
-    assert f"{report['missed']} of 8 anomalous ones" in last
+    told = out.splitlines()[-3:]
+    assert told[0] == f"at the threshold {report['threshold']:.4g} (promised rate 9.1%):"
+    assert told[1].startswith(f"false alarms   {alarms['count']} of 8 ({alarms['rate']:.1%}; 95 % interval ")
+    assert told[2].startswith(f"missed defects {missed['count']} of 8 ({missed['rate']:.1%}; 95 % interval ")
     dark, everything = (line.split() for line in out.splitlines()[2:4])
     assert dark == ["dark", "16", *(f"{report[name]:.4f}" for name in METRICS[:6])]
     assert everything == ["all", *dark[1:]]
@@ -108,7 +115,7 @@ def test_images_that_were_learned_from_do_not_count(
     report = json.loads(output.read_text())
     assert report["images"] - report["anomalous"] == 3
     out = capsys.readouterr().out
-    assert "of 3 good images" in out
+    assert "false alarms   0 of 3" in out
     # The long name is folded, not cut, and its brackets are no markup.
     first_column = "".join(re.split(r"\s{2,}", line)[0] for line in out.splitlines())
     assert "dark[b]andanamemuchlongerthanaterminallinecaneverhold" in first_column.replace(" ", "")

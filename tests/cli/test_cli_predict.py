@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from adtr.cli import main
+from adtr.cli.predict import FIELDS
 from adtr.detector import AnomalyDetector
 from conftest import good_image
 
@@ -54,12 +55,58 @@ def test_a_line_of_json_for_each_image_below_the_folders_and_nothing_else_on_std
     expected = [images / "deep/b.bmp", images / "deep/b.png", images / "deep/er/b.PNG", images / "a.png"]
     assert [row["path"] for row in shown] == [str(path) for path in expected]
     for row, prediction in zip(shown, detector.predict(expected), strict=True):
-        assert list(row) == ["path", "score", "threshold", "is_anomalous"]
+        assert list(row) == list(FIELDS)
         assert row["score"] == pytest.approx(prediction.score, rel=1e-5)
-        assert row["threshold"] == prediction.threshold
+        assert row["threshold"] == prediction.thresholds.image
+        assert row["p_value"] == prediction.p_value
+        assert row["severity"] == pytest.approx(prediction.severity, rel=1e-3)
+        assert row["verdict"] == prediction.verdict
+        assert [region["box"] for region in row["regions"]] == [list(region.box) for region in prediction.regions]
         assert row["is_anomalous"] is (row["score"] > row["threshold"])
     assert [row["is_anomalous"] for row in shown[:2]] == [True, True]
     assert err == f"{sum(row['is_anomalous'] for row in shown)} of 4 images are anomalous\n"
+
+
+def test_other_rates_change_the_verdicts_and_nothing_else(
+    model: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adtr("predict", model, dataset / "test", "-q")
+    before = rows(capsys.readouterr().out)
+    assert adtr("predict", model, dataset / "test", "--false-alarm-rate", 0.2, "--unsure-rate", 0.5) == 0
+    out, err = capsys.readouterr()
+    after = rows(out)
+    assert [row["p_value"] for row in after] == [row["p_value"] for row in before]
+    for row in after:
+        expected = "anomalous" if row["p_value"] <= 0.2 else "unsure" if row["p_value"] <= 0.5 else "good"
+        assert row["verdict"] == expected
+    unsure = sum(row["verdict"] == "unsure" for row in after)
+    assert unsure > 0
+    first, last = err.splitlines()
+    assert "promises a false-alarm rate of at most 18.2%" in first
+    assert last.endswith(f"of 16 images are anomalous, {unsure} unsure")
+
+
+@pytest.mark.parametrize("rates", [["--false-alarm-rate", "0.7"], ["--unsure-rate", "0.001"], ["--unsure-rate", "2"]])
+def test_impossible_rates_are_one_line(
+    rates: list[str], model: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert adtr("predict", model, images, *rates) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "_rate" in err
+
+
+def test_regions_as_coco(model: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    coco = tmp_path / "new/regions.json"
+    assert adtr("predict", model, dataset / "test", "--coco", coco) == 0
+    shown = rows(capsys.readouterr().out)
+    document = json.loads(coco.read_text())
+    assert [image["file_name"] for image in document["images"]] == [
+        Path(row["path"]).relative_to(dataset / "test").as_posix() for row in shown
+    ]
+    boxes = [annotation["bbox"] for annotation in document["annotations"]]
+    assert boxes == [region["box"] for row in shown for region in row["regions"]]
+    assert boxes
 
 
 def test_quiet_leaves_the_results_alone(model: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,7 +135,8 @@ def test_results_go_to_a_file_that_appears_when_it_is_complete(
     if name.endswith("csv"):
         with output.open(newline="") as file:
             table = list(csv.DictReader(file))
-        assert list(table[0]) == ["path", "score", "threshold", "is_anomalous", "map"]
+        assert list(table[0]) == [*FIELDS, "map"]
+        assert all(row["regions"].isdigit() for row in table)
     else:
         table = rows(output.read_text())
     adtr("predict", model, images)

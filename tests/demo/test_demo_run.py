@@ -60,9 +60,9 @@ def test_the_page_shows_every_test_image_and_some_good_ones(tmp_path: Path, caps
     assert addresses(page) == panels | samples
     text = page.read_text("utf-8")
     assert "adtr on gravel" in text
-    config, thresholds, _ = read_metadata(output / "model")
+    config, calibration, _ = read_metadata(output / "model")
     assert config.training.seed == 3
-    assert f"above {thresholds.image:.4g}" in text
+    assert f"above {calibration.thresholds(0.01).image:.4g}" in text
     assert adtr("evaluate", output / "model", output / "data") == 0
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from adtr.calibration import calibrate_detector
+from adtr.calibration import Calibration
 from adtr.data.anomalies import Anomalies, open_anomalies
 from adtr.data.folder import content_hash
 from adtr.detector import AnomalyDetector
@@ -120,9 +120,8 @@ def test_the_thresholds_come_from_the_good_images_of_the_fit_s_hold_out(
     paths = [path for path in sorted((dataset / "train/good").iterdir()) if content_hash(path) in held]
     assert len(paths) == len(held) == 10
     predictions = improved.predict(paths)
-    expected = calibrate_detector(
-        np.array([p.score for p in predictions]), np.stack([p.score_map for p in predictions]), 0.01
-    )
+    calibration = Calibration.of(np.array([p.score for p in predictions]), np.stack([p.score_map for p in predictions]))
+    expected = calibration.thresholds(0.01)
     assert improved.thresholds_.image == pytest.approx(expected.image, rel=1e-3)
     assert improved.thresholds_.pixel == pytest.approx(expected.pixel, rel=1e-3)
 

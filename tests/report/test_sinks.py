@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from adtr.calibration import Thresholds
 from adtr.data.folder import Sample
 from adtr.errors import AdtrError
 from adtr.evaluation import Evaluated
@@ -16,7 +17,8 @@ from adtr.report.sinks import output_paths, save_map, save_overlay, save_panel
 def prediction(size: tuple[int, int] = (40, 64), *, score: float = 30.0) -> Prediction:
     """Good on the left, anomalous on the right."""
     score_map = np.array([[1.0, 1.0, 1.0, 30.0]] * 4, np.float32)
-    return Prediction(score=score, threshold=10.0, pixel_threshold=20.0, size=size, score_map=score_map)
+    thresholds = Thresholds(image=10.0, pixel=20.0, images=9, false_alarm_rate=0.1, promised_rate=0.1)
+    return Prediction(score=score, p_value=0.5, severity=0.0, thresholds=thresholds, size=size, score_map=score_map)
 
 
 def gray(size: tuple[int, int] = (40, 64)) -> Image.Image:

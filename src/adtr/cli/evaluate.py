@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -31,6 +30,12 @@ COLUMNS = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap",
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--output", "-o", type=click.Path(path_type=Path), metavar="FILE", help="The numbers as JSON.")
 @click.option("--panels", type=click.Path(path_type=Path), metavar="DIR", help="A picture of every test image.")
+@click.option(
+    "--false-alarm-rate",
+    type=float,
+    metavar="X",
+    help="Share of good images that may be called anomalous.  [default: the model's]",
+)
 @weights_option
 @device_option
 @on_error_option
@@ -40,6 +45,7 @@ def command(
     data: Path,
     output: Path | None,
     panels: Path | None,
+    false_alarm_rate: float | None,
     backbone_weights: str | None,
     device: str,
     on_error: Literal["raise", "skip"],
@@ -66,40 +72,48 @@ def command(
         panel_paths = dict(zip(images, output_paths(images, names, panels, ".jpg"), strict=True))
         check_writable(panels)
 
+    from adtr.decisions import decide, trade_off
     from adtr.detector import AnomalyDetector
     from adtr.evaluation import add_to_metrics
     from adtr.metrics import MetricsAccumulator
 
     detector = AnomalyDetector.load(model, device=device, backbone_weights=backbone_weights)
+    detector.set_rates(false_alarm_rate)
     accumulator = MetricsAccumulator()
-    decisions: Counter[tuple[bool, bool]] = Counter()
+    good: list[float] = []
+    anomalous: list[tuple[float, str]] = []
     started = time.perf_counter()
     with progress_on_stderr(quiet) as progress:
         stream = detector.evaluate_each(dataset, on_error=on_error, keep_images=panels is not None, progress=progress)
         for item in stream:
             add_to_metrics(accumulator, item)
-            decisions[item.sample.is_anomalous, item.prediction.is_anomalous] += 1
+            if item.sample.is_anomalous:
+                anomalous.append((item.prediction.score, item.sample.defect_type))
+            else:
+                good.append(item.prediction.score)
             if panels is not None:
                 save_panel(item, panel_paths[item.sample.path])
     metrics = accumulator.compute()
     report_skipped(detector.skipped_)
+    labelled = good, [score for score, _ in anomalous], [name for _, name in anomalous]
+    thresholds = detector.thresholds_
+    decisions = decide(thresholds.image, thresholds.promised_rate, *labelled)
     report = {
         **metrics.to_dict(),
         "skipped": len(detector.skipped_),
-        "threshold": detector.thresholds_.image,
-        "false_alarms": decisions[False, True],
-        "missed": decisions[True, False],
+        **decisions.to_dict(),
+        "trade_off": [point.to_dict() for point in trade_off(detector.calibration_, *labelled)],
         "seconds": time.perf_counter() - started,
         "model": str(model),
         "data": str(data),
     }
     if output is not None:
         replace_file(output, to_json(report))
-    good = decisions[False, True] + decisions[False, False]
     print_table(metrics)
     click.echo(
-        f"at the threshold {detector.thresholds_.image:.4g}: {decisions[False, True]} of {good} good images are false "
-        f"alarms, {decisions[True, False]} of {metrics.anomalous} anomalous ones are missed"
+        f"at the threshold {decisions.threshold:.4g} (promised rate {decisions.promised_rate:.1%}):\n"
+        f"false alarms   {decisions.false_alarms.describe()}\n"
+        f"missed defects {decisions.missed.describe()}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -16,10 +17,11 @@ def command(model: Path, as_json: bool) -> None:
     """Show what a model is and how it was made; checks the hashes of its files."""
     from adtr.store import read_metadata
 
-    config, thresholds, metadata = read_metadata(model)
+    config, calibration, metadata = read_metadata(model)
+    thresholds = calibration.thresholds(config.calibration.false_alarm_rate, config.calibration.unsure_rate)
     if as_json:
         metadata["data"] = {k: v for k, v in metadata["data"].items() if not k.endswith("hashes")}
-        click.echo(to_json({"config": config.to_dict(), **metadata}), nl=False)
+        click.echo(to_json({"config": config.to_dict(), **metadata, "thresholds": asdict(thresholds)}), nl=False)
         return
     data, training, backbone = metadata["data"], metadata["training"], metadata["backbone"]
     where = "stored inside" if backbone["stored"] else backbone["source"]

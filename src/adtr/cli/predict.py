@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -20,11 +21,12 @@ from adtr.cli.options import (
     quiet_option,
     report_skipped,
     say,
+    to_json,
     weights_option,
 )
 from adtr.errors import AdtrError, ConfigError, DataError
 
-FIELDS = ("path", "score", "threshold", "is_anomalous")
+FIELDS = ("path", "score", "p_value", "severity", "threshold", "verdict", "is_anomalous", "regions")
 
 
 @click.command()
@@ -33,6 +35,19 @@ FIELDS = ("path", "score", "threshold", "is_anomalous")
 @click.option("--output", "-o", type=click.Path(path_type=Path), metavar="FILE", help="scores.jsonl or scores.csv.")
 @click.option("--maps", type=click.Path(path_type=Path), metavar="DIR", help="Anomaly maps as 32-bit float TIFF.")
 @click.option("--overlays", type=click.Path(path_type=Path), metavar="DIR", help="Heat maps over the images as JPEG.")
+@click.option("--coco", type=click.Path(path_type=Path), metavar="FILE", help="Marked regions as COCO JSON.")
+@click.option(
+    "--false-alarm-rate",
+    type=float,
+    metavar="X",
+    help="Share of good images that may be called anomalous.  [default: the model's]",
+)
+@click.option(
+    "--unsure-rate",
+    type=float,
+    metavar="X",
+    help="Share of good images that may be called unsure or anomalous; 0: every verdict is sure.",
+)
 @click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1, 4096), help="Images at a time.")
 @weights_option
 @device_option
@@ -44,6 +59,9 @@ def command(
     output: Path | None,
     maps: Path | None,
     overlays: Path | None,
+    coco: Path | None,
+    false_alarm_rate: float | None,
+    unsure_rate: float | None,
     batch_size: int,
     backbone_weights: str | None,
     device: str,
@@ -52,9 +70,11 @@ def command(
 ) -> None:
     """Score images: a JSON line for each, as they come, on stdout or in a file.
 
-    PATH... are images, or folders that are searched through.
+    PATH... are images, or folders that are searched through. A CSV file holds the number of marked regions, JSON lines
+    hold their boxes [left, top, width, height], areas and peaks.
     """
-    from adtr.files import check_writable
+    from adtr.files import check_writable, replace_file
+    from adtr.report.coco import CocoRegions
     from adtr.report.sinks import output_paths, save_map, save_overlay
     from adtr.store import read_metadata
 
@@ -65,8 +85,9 @@ def command(
     images, names = [path for path, _ in found], [name for _, name in found]
     map_paths = output_paths(images, names, maps, ".tiff") if maps is not None else None
     overlay_paths = output_paths(images, names, overlays, ".jpg") if overlays is not None else None
-    if output is not None:
-        check_output_file(output)
+    for file in (output, coco):
+        if file is not None:
+            check_output_file(file)
     for folder in (maps, overlays):
         if folder is not None:
             check_writable(folder)
@@ -74,7 +95,10 @@ def command(
     from adtr.detector import AnomalyDetector
 
     detector = AnomalyDetector.load(model, device=device, backbone_weights=backbone_weights)
-    anomalous = count = 0
+    if false_alarm_rate is not None or unsure_rate is not None:
+        say(detector.set_rates(false_alarm_rate, unsure_rate).describe(), quiet=quiet)
+    verdicts: Counter[str] = Counter()
+    regions = CocoRegions()
     with (
         open_rows(output, maps=maps is not None, overlays=overlays is not None) as write,
         progress_on_stderr(quiet or output is None) as progress,
@@ -91,19 +115,27 @@ def command(
             row = {
                 "path": str(images[loaded.index]),
                 "score": prediction.score,
-                "threshold": prediction.threshold,
+                "p_value": prediction.p_value,
+                "severity": prediction.severity,
+                "threshold": prediction.thresholds.image,
+                "verdict": prediction.verdict,
                 "is_anomalous": prediction.is_anomalous,
+                "regions": [region.to_dict() for region in prediction.regions],
             }
+            if coco is not None:
+                regions.add(names[loaded.index], prediction)
             if map_paths is not None:
                 row["map"] = str(save_map(prediction, map_paths[loaded.index]))
             if overlay_paths is not None and loaded.image is not None:
                 row["overlay"] = str(save_overlay(prediction, loaded.image, overlay_paths[loaded.index]))
             write(row)
-            count += 1
-            anomalous += prediction.is_anomalous
+            verdicts[prediction.verdict] += 1
         progress.finish()
     report_skipped(detector.skipped_)
-    say(f"{anomalous} of {count} images are anomalous", quiet=quiet)
+    if coco is not None:
+        replace_file(coco, to_json(regions.to_dict()))
+    unsure = f", {verdicts['unsure']} unsure" if detector.thresholds_.unsure is not None else ""
+    say(f"{verdicts['anomalous']} of {verdicts.total()} images are anomalous{unsure}", quiet=quiet)
 
 
 def find_images(paths: tuple[Path, ...]) -> list[tuple[Path, Path]]:
@@ -150,7 +182,7 @@ def open_rows(output: Path | None, *, maps: bool, overlays: bool) -> Iterator[Ca
             def write(row: dict[str, Any]) -> None:
                 nonlocal rows
                 line = json.dumps(row, ensure_ascii=False) + "\n" if output.suffix == ".jsonl" else None
-                file.write(line or _csv_line([row[name] for name in fields]))
+                file.write(line or _csv_line([_cell(row[name]) for name in fields]))
                 file.flush()
                 rows += 1
 
@@ -162,6 +194,10 @@ def open_rows(output: Path | None, *, maps: bool, overlays: bool) -> Iterator[Ca
         if isinstance(error, OSError):
             raise AdtrError(f"cannot write {output}: {error.strerror or error}") from error
         raise
+
+
+def _cell(value: Any) -> Any:  # noqa: ANN401
+    return len(value) if isinstance(value, list) else value
 
 
 def _csv_line(values: list[Any]) -> str:

@@ -56,7 +56,7 @@ def run_demo(output: Path, *, texture: str, seed: int, progress: Progress) -> De
         false_alarms += item.prediction.is_anomalous and not item.sample.is_anomalous
         theirs.add(baseline.score(path), baseline.score_map(path), item.truth(), defect_type=item.sample.defect_type)
         picture = save_panel(item, output / "panels" / item.sample.defect_type / f"{path.stem}.jpg")
-        caption = f"{path.name}: score {item.prediction.score:.4g}, threshold {item.prediction.threshold:.4g}"
+        caption = f"{path.name}: score {item.prediction.score:.4g}, threshold {item.prediction.thresholds.image:.4g}"
         panels.append(
             Panel(
                 file=picture.relative_to(output).as_posix(),

@@ -11,18 +11,18 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import adtr
-from adtr.calibration import calibrate_detector, split_holdout
+from adtr.calibration import Calibration, split_holdout
 from adtr.config import Config
 from adtr.device import choose_device, choose_precision
+from adtr.learning.cross_fitting import cross_fit, train_on_good
 from adtr.learning.learned import Learned, Reader
 from adtr.model.network import ADTR
-from adtr.training.batches import GoodImages
 from adtr.training.features import score_cached
-from adtr.training.loop import train
 
 
 def fit(
@@ -37,7 +37,7 @@ def fit(
     work_folder: Path | None,
     resume: bool,
 ) -> Learned:
-    """Train on most of the good images, set the thresholds with the others.
+    """Train on most of the good images, set the thresholds with the others; with folds, each image serves both.
 
     Args:
         config: the whole configuration.
@@ -65,23 +65,20 @@ def fit(
     embedded = reader.embed(network, sources)
     cache, hashes = embedded.cache, embedded.hashes
     training, held_out = split_holdout(len(cache), config.calibration, seed)
-    if config.embedding.standardize:
-        mean, std = cache.statistics(torch.from_numpy(training))
-        network.feature_mean.copy_(mean)
-        network.feature_std.copy_(std)
     embedding_seconds = time.perf_counter() - started
     data_fingerprint = hashlib.sha256("".join(hashes).encode()).hexdigest()
-    record = train(
-        network,
-        GoodImages(network, cache, torch.from_numpy(training)),
-        config.training,
-        device=chosen,
-        fingerprint=hashlib.sha256(f"{data_fingerprint}{network.embedding.sha256}{config}".encode()).hexdigest(),
-        checkpoint=work_folder,
-        resume=resume,
-        progress=reader.progress,
-    )
-    scores, maps = score_cached(network, cache, torch.from_numpy(held_out))
+    how: dict[str, Any] = {
+        "fingerprint": hashlib.sha256(f"{data_fingerprint}{network.embedding.sha256}{config}".encode()).hexdigest(),
+        "checkpoint": work_folder,
+        "resume": resume,
+        "progress": reader.progress,
+    }
+    folds = config.calibration.folds
+    if folds:
+        scores, maps = cross_fit(network, cache, folds, config.training, **how)
+    record = train_on_good(network, cache, training, config.training, **how)
+    if not folds:
+        scores, maps = score_cached(network, cache, torch.from_numpy(held_out))
     features = cache.features[: len(cache)] if keep_features else None
     if not keep_features:
         cache.close()
@@ -95,10 +92,10 @@ def fit(
             "path": str(root.resolve()) if root else None,
             "images": len(hashes),
             "skipped": len(reader.skipped),
-            "held_out": len(held_out),
+            "held_out": 0 if folds else len(held_out),
             "fingerprint": data_fingerprint,
             "image_hashes": hashes,
-            "held_out_hashes": [hashes[i] for i in held_out],
+            "held_out_hashes": [] if folds else [hashes[i] for i in held_out],
         },
         "training": {
             **asdict(record),
@@ -107,5 +104,5 @@ def fit(
             "total_seconds": time.perf_counter() - started,
         },
     }
-    thresholds = calibrate_detector(scores, maps, config.calibration.false_alarm_rate)
-    return Learned(network=network, thresholds=thresholds, metadata=metadata, features=features)
+    calibration = Calibration.of(scores, maps, folds=folds)
+    return Learned(network=network, calibration=calibration, metadata=metadata, features=features)

@@ -110,7 +110,7 @@ def gather_good(
     if not training or len(held_out) < 2:
         raise DataError(
             f"of {len(hashes)} good images {len(training)} are left to train on and {len(held_out)} to set the "
-            "thresholds; give all good images of the fit with --good"
+            "thresholds; give all good images of the fit with --good, and new ones too where it was fitted in folds"
         )
     at_hand = GoodImagesAtHand(
         cache=cache,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adtr.calibration import calibrate_detector, exceeds
+from adtr.calibration import Calibration, exceeds
 
 FEW = 4
 """Of a defect type with fewer images than this, none is held out."""
@@ -116,9 +116,9 @@ def judge(
     false_alarms = 0
     for half in (0, 1):
         judges, judged = halves != half, halves == half
-        threshold = calibrate_detector(scores[judges], maps[judges], false_alarm_rate).image
+        threshold = Calibration.of(scores[judges], maps[judges]).thresholds(false_alarm_rate).image
         false_alarms += int(exceeds(scores[judged], threshold).sum())
-    threshold = calibrate_detector(scores, maps, false_alarm_rate).image
+    threshold = Calibration.of(scores, maps).thresholds(false_alarm_rate).image
     missed = Counter(name for name, score in zip(types, anomaly_scores, strict=True) if not exceeds(score, threshold))
     counts = Counter(types)
     auroc = None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from adtr.calibration import Thresholds, calibrate_detector
+from adtr.calibration import Calibration
 from adtr.config import Config, find_setting
 from adtr.data.anomalies import Anomalies, Anomaly, mask_notes, open_anomalies
 from adtr.data.sources import external_sources
@@ -121,13 +121,13 @@ def improve(
     made = [SyntheticAnomalies(kind, network, good.picture, len(good.training)) for kind in lesson.synthetic]
     sources: list[AnomalySource] = [source for source in (known, *made, external) if source]
 
-    def judgement() -> tuple[Judgement, Thresholds]:
+    def judgement() -> tuple[Judgement, Calibration]:
         scores, maps = score_cached(network, good.cache, good.held_out)
         anomaly_scores = np.empty(0, np.float32)
         if judged:
             anomaly_scores, _ = score_cached(network, FeatureCache.of(judged.features), torch.arange(len(judged)))
         types = [sample.defect_type for sample in held_out]
-        return judge(scores, maps, anomaly_scores, types, rate), calibrate_detector(scores, maps, rate)
+        return judge(scores, maps, anomaly_scores, types, rate), Calibration.of(scores, maps)
 
     before, _ = judgement()
     origin = (detector.metadata_["training"]["losses"], detector.metadata_.get("improvements"))
@@ -142,7 +142,7 @@ def improve(
         resume=resume,
         progress=reader.progress,
     )
-    after, thresholds = judgement()
+    after, calibration = judgement()
     improvement = Improvement(
         sources=[source.name for source in sources],
         learned=dict(sorted(Counter(sample.defect_type for sample in learned).items())),
@@ -161,7 +161,7 @@ def improve(
         "improvements": [*detector.metadata_.get("improvements", []), improvement.to_dict()],
     }
     features = None if detector.features_ is None else good.cache.features[: len(good.cache)]  # kept as before
-    return Learned(network=network, thresholds=thresholds, metadata=metadata, features=features), improvement
+    return Learned(network=network, calibration=calibration, metadata=metadata, features=features), improvement
 
 
 def improved_config(config: Config, overrides: dict[str, Any]) -> Config:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from adtr.calibration import Thresholds
+from adtr.calibration import Calibration
 from adtr.data.loading import SkippedImage
 from adtr.model.network import ADTR
 from adtr.progress import Progress, Silent
@@ -23,7 +23,7 @@ class Learned:
     """A trained network and all that belongs to it."""
 
     network: ADTR
-    thresholds: Thresholds
+    calibration: Calibration
     metadata: dict[str, Any]
     """Versions, data and training record; JSON values."""
     features: Tensor | None = None

@@ -52,8 +52,8 @@ def save_map(prediction: Prediction, path: Path) -> Path:
 
 def save_overlay(prediction: Prediction, image: Image.Image, path: Path) -> Path:
     """The heat map over the image, marked regions outlined, JPEG."""
-    low, high = shown_range(prediction.pixel_threshold)
-    picture = overlay(image, prediction.anomaly_map, low=low, high=high, threshold=prediction.pixel_threshold)
+    low, high = shown_range(prediction.thresholds.pixel)
+    picture = overlay(image, prediction.anomaly_map, low=low, high=high, threshold=prediction.thresholds.pixel)
     return _save(picture, path, "JPEG", quality=90)
 
 
@@ -61,8 +61,8 @@ def save_panel(item: Evaluated, path: Path) -> Path:
     """Image, truth, heat map and contour side by side, JPEG; `item` must hold its image."""
     assert item.image is not None
     prediction, sample = item.prediction, item.sample
-    low, high = shown_range(prediction.pixel_threshold)
-    sign, verdict = (">", "anomalous") if prediction.is_anomalous else ("<=", "good")
+    low, high = shown_range(prediction.thresholds.pixel)
+    sign = ">" if prediction.is_anomalous else "<="
     name = f"{sample.defect_type}/{sample.path.name}"
     picture = panel(
         item.image,
@@ -70,8 +70,8 @@ def save_panel(item: Evaluated, path: Path) -> Path:
         truth=item.truth(),
         low=low,
         high=high,
-        threshold=prediction.pixel_threshold,
-        title=f"{name}   {prediction.score:.4g} {sign} {prediction.threshold:.4g}   {verdict}",
+        threshold=prediction.thresholds.pixel,
+        title=f"{name}   {prediction.score:.4g} {sign} {prediction.thresholds.image:.4g}   {prediction.verdict}",
     )
     return _save(picture, path, "JPEG", quality=90)
 

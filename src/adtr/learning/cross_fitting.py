@@ -1,0 +1,113 @@
+"""Training on good images, and scores of each by a network that did not learn from it."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from adtr.config import TrainingConfig
+from adtr.model.network import ADTR
+from adtr.progress import Progress
+from adtr.training.batches import GoodImages
+from adtr.training.feature_cache import FeatureCache
+from adtr.training.features import score_cached
+from adtr.training.loop import TrainingRecord, train
+
+
+def train_on_good(
+    network: ADTR,
+    cache: FeatureCache,
+    rows: NDArray[np.int64],
+    config: TrainingConfig,
+    *,
+    fingerprint: str = "",
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> TrainingRecord:
+    """Standardise the features where the configuration says so, and train the reconstruction (Section 3.2).
+
+    Args:
+        network: is trained in place.
+        cache: features of the good images.
+        rows: which of them to learn from, (n,).
+        config: of the training loop.
+        fingerprint: of data and configuration; see `train`.
+        checkpoint: folder for checkpoints.
+        resume: go on from a checkpoint there.
+        progress: told of every step.
+
+    Raises:
+        ModelError: the checkpoint belongs to another run.
+    """
+    index = torch.from_numpy(rows)
+    if network.config.embedding.standardize:
+        mean, std = cache.statistics(index)
+        network.feature_mean.copy_(mean)
+        network.feature_std.copy_(std)
+    return train(
+        network,
+        GoodImages(network, cache, index),
+        config,
+        device=network.feature_mean.device,
+        fingerprint=hashlib.sha256(f"{fingerprint}{rows.tolist()}{config}".encode()).hexdigest(),
+        checkpoint=checkpoint,
+        resume=resume,
+        progress=progress,
+    )
+
+
+def cross_fit(
+    network: ADTR,
+    cache: FeatureCache,
+    folds: int,
+    config: TrainingConfig,
+    *,
+    fingerprint: str = "",
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Score every image by a network that learned from the other folds.
+
+    Args:
+        network: what every fold starts from; is left as it is.
+        cache: features of the good images, n of them.
+        folds: from 2 to n.
+        config: of the training loop; its seed shuffles the images over the folds.
+        fingerprint: of data and configuration; see `train`.
+        checkpoint: folder for checkpoints.
+        resume: go on from checkpoints there.
+        progress: told of every step.
+
+    Returns:
+        Image scores (n,) and score maps (n, h, w).
+
+    Raises:
+        ModelError: a checkpoint belongs to another run.
+    """
+    images = len(cache)
+    assert 2 <= folds <= images
+    fold_of = np.random.default_rng(config.seed).permutation(images) % folds
+    scores = np.empty(images, np.float32)
+    maps = np.empty((images, *network.config.embedding.grid_size), np.float32)
+    for fold in range(folds):
+        judged = np.flatnonzero(fold_of == fold)
+        other = copy.deepcopy(network)
+        train_on_good(
+            other,
+            cache,
+            np.flatnonzero(fold_of != fold),
+            config,
+            fingerprint=fingerprint,
+            checkpoint=checkpoint / f"fold-{fold}" if checkpoint else None,
+            resume=resume,
+            progress=progress,
+        )
+        scores[judged], maps[judged] = score_cached(other, cache, torch.from_numpy(judged))
+    return scores, maps
