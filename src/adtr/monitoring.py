@@ -11,18 +11,15 @@ change as soon as an early one.
 from __future__ import annotations
 
 import bisect
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adtr.errors import AdtrError, ConfigError, DataError
-from adtr.files import replace_file
 
 Kind = Literal["conditions", "anomalies"]
 
@@ -48,6 +45,8 @@ class MonitorConfig:
     """Share of the stream that may be anomalous without an alarm, from 0 to 0.1."""
     seed: int = 0
     """Of the random numbers that break ties, at least 0."""
+    quantity: str = "score"
+    """What is watched. Only the score tells more anomalies from other conditions; all else tells of the latter."""
 
     def __post_init__(self) -> None:
         if not 0 < self.false_alarm_rate <= 0.5:
@@ -126,6 +125,8 @@ BETS = (
 class Alarm:
     """That something changed, since when, and what it looks like."""
 
+    quantity: str
+    """What was watched."""
     image: int
     """The image of the stream that raised the alarm, counted from 1."""
     since: int
@@ -145,7 +146,9 @@ class Alarm:
 
     def describe(self) -> str:
         """One sentence for people."""
-        medians = f"median score {self.reference_median:.4g} -> {self.median:.4g}"
+        medians = f"median {self.quantity} {self.reference_median:.4g} -> {self.median:.4g}"
+        if self.quantity != "score":
+            return f"alarm at image {self.image}: since about image {self.since} the {self.quantity} moved, {medians}"
         high = f"{self.high_share:.0%} of {self.images} images score above 95% of the earlier ones"
         if self.kind == "conditions":
             cause = (
@@ -268,11 +271,15 @@ class DriftMonitor:
             gains = np.array([bet.log_factor(p, self.config.expected_anomalies) for p in places])
             won[bet.kind].append(np.cumsum(gains[::-1])[::-1])
         evidence = {kind: _log_mean_exp(np.array(values)) for kind, values in won.items()}
-        kind: Kind = "conditions" if evidence["conditions"] >= evidence["anomalies"] else "anomalies"
-        first = int(np.argmax(np.max(won[kind], axis=0)))
+        kind: Kind = "conditions"
+        if self.config.quantity == "score" and evidence["anomalies"] > evidence["conditions"]:
+            kind = "anomalies"
+        shown = won[kind] if self.config.quantity == "score" else won["conditions"] + won["anomalies"]
+        first = int(np.argmax(np.max(shown, axis=0)))
         before, since = before + since[:first], since[first:]
         high = np.quantile(before, 0.95)
         return Alarm(
+            quantity=self.config.quantity,
             image=image,
             since=start + first + 1,
             kind=kind,
@@ -285,13 +292,9 @@ class DriftMonitor:
 
     # Keeping it, so that a stream can be watched in parts.
 
-    def save(self, path: Path) -> None:
-        """Write everything as JSON; `load` goes on exactly where this monitor is.
-
-        Raises:
-            AdtrError: the file cannot be written.
-        """
-        state = {
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON values; `from_dict` goes on exactly where this monitor is."""
+        return {
             "format": FORMAT,
             "config": asdict(self.config),
             "bets": [asdict(bet) for bet in BETS],
@@ -303,35 +306,31 @@ class DriftMonitor:
             "gains": self._gains,
             "starts": self._starts,
         }
-        replace_file(path, json.dumps(state) + "\n")
 
     @classmethod
-    def load(cls, path: Path) -> DriftMonitor:
-        """The monitor that `save` wrote.
+    def from_dict(cls, state: dict[str, Any]) -> DriftMonitor:
+        """The monitor of which `to_dict` told.
 
         Raises:
-            AdtrError: the file cannot be read, or was written by another version.
+            AdtrError: the values are of another version, or of something else.
         """
         try:
-            state: dict[str, Any] = json.loads(path.read_text("utf-8"))
             if state["format"] != FORMAT or state["bets"] != [asdict(bet) for bet in BETS]:
-                raise AdtrError(f"{path} was written by another version of adtr; remove it to begin anew")
+                raise AdtrError("the monitor was kept by another version of adtr; begin anew")
             scores, reference = list(state["scores"]), int(state["reference"])
             monitor = cls(scores[:reference], MonitorConfig(**state["config"]))
             monitor._scores += [_finite(score) for score in scores[reference:]]
+            monitor._sorted = sorted(monitor._scores)
             monitor.images = int(state["images"])
             monitor._evidence, monitor._gains = list(map(float, state["evidence"])), list(map(float, state["gains"]))
             monitor._starts = list(map(int, state["starts"]))
             if state["raised"] is not None:
                 image, start = map(int, state["raised"])
                 monitor._raised = (image, start)
-        except OSError as error:
-            raise AdtrError(f"cannot read {path}: {error.strerror}") from error
         except AdtrError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise AdtrError(f"{path} is not the state of a monitor; remove it to begin anew") from error
-        monitor._sorted = sorted(monitor._scores)
+        except (KeyError, TypeError, ValueError) as error:
+            raise AdtrError(f"this is not the state of a monitor ({error}); begin anew") from error
         return monitor
 
 

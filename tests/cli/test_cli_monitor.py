@@ -37,11 +37,13 @@ def test_in_control(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert adtr("monitor", file, "-o", tmp_path / "report.json") == 0
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("in control: 300 images against 100 of the reference; ")
+    assert err.startswith("in control after 400 images; score at 0.")
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["alarm"] is None
-    assert (report["images"], report["reference_images"]) == (300, 100)
-    assert (report["false_alarm_rate"], report["horizon"], report["threshold"]) == (0.01, 10_000, 2e6)
+    assert (report["images"], report["cause"]) == (400, None)
+    assert (report["false_alarm_rate"], report["horizon"]) == (0.01, 10_000)
+    assert list(report["fields"]) == ["score"]
+    score = report["fields"]["score"]
+    assert (score["images"], score["reference_images"], score["threshold"], score["alarm"]) == (300, 100, 2e6, None)
     assert adtr("monitor", file, "-q") == 0
     assert capsys.readouterr() == ("", "")
 
@@ -58,7 +60,9 @@ def test_an_alarm_is_told_twice_and_is_exit_code_3(
     assert first.startswith("alarm at image 15")
     assert "the conditions changed" in settled
     assert "100% of 3" in settled
-    alarm = json.loads((tmp_path / "report.json").read_text())["alarm"]
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["cause"] == "conditions"
+    alarm = report["fields"]["score"]["alarm"]
     assert alarm["text"] == settled
     assert alarm["since"] == 151
     assert alarm["kind"] == "conditions"
@@ -71,7 +75,7 @@ def test_the_held_out_images_of_a_model_are_the_reference(
     monkeypatch.setattr("adtr.cli.monitor.held_out_scores", lambda _: held_out)
     file = write(tmp_path / "scores.jsonl", scores((10, 50)))
     assert adtr("monitor", file, "--model", "m") == 0
-    assert "50 images against 60 of the reference" in capsys.readouterr().err
+    assert "in control after 50 images; score at " in capsys.readouterr().err
     assert adtr("monitor", write(file, scores((16, 8))), "--model", "m") == 3
     assert "alarm at image " in capsys.readouterr().out
 
@@ -87,6 +91,37 @@ def test_a_stream_is_watched_in_parts(tmp_path: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out.splitlines()[-1] == expected
     assert adtr("monitor", whole, "--state", state, "--horizon", 500) == 2
     assert "was made with false_alarm_rate 0.01, horizon 10000" in capsys.readouterr().err
+
+
+def test_brightness_is_watched_too_and_shares_the_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    light = scores((120, 150), (100, 60), seed=2)
+    rows = [{"score": a, "brightness": b} for a, b in zip(scores((10, 210)), light, strict=True)]
+    file = tmp_path / "scores.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert adtr("monitor", file, "-o", tmp_path / "report.json") == 3
+    assert "since about image 51 the brightness moved, median brightness 120 -> 100" in capsys.readouterr().out
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["cause"] == "conditions"
+    assert [field["threshold"] for field in report["fields"].values()] == [4e6, 4e6]
+    assert report["fields"]["score"]["alarm"] is None
+    assert adtr("monitor", file, "--field", "score") == 0
+
+
+def test_only_the_score_has_a_reference_in_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out = scores((10, 60), seed=1).tolist()
+    monkeypatch.setattr("adtr.cli.monitor.held_out_scores", lambda _: held_out)
+    file, state = tmp_path / "scores.csv", tmp_path / "state.json"
+    for light, code in ((120, 0), (120, 0), (90, 3)):
+        values = zip(scores((10, 70)), scores((light, 70)), strict=True)
+        file.write_text("score,brightness\n" + "".join(f"{a},{b}\n" for a, b in values))
+        assert adtr("monitor", file, "--model", "m", "--state", state) == code
+    out, err = capsys.readouterr()
+    assert "in control after 70 images; score at 0." in err
+    assert "brightness still gathers its reference" in err
+    assert "image 4" in out
+    assert "the brightness moved" in out
 
 
 def test_a_mistake_leaves_the_state_as_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,6 +171,8 @@ def test_a_malformed_row_is_named_by_its_line(
         (["SCORES", "--expected-anomalies", "0.5"], "expected_anomalies must be from 0 to 0.1"),
         (["SCORES", "--model", "nowhere"], "the model nowhere does not exist"),
         (["SCORES", "-o", "."], "is a folder, not a file"),
+        (["SCORES", "--field", "size"], "line 1: it has no size"),
+        (["SCORES", "--state", "SCORES"], "is not the state of a monitor; remove it"),
     ],
 )
 def test_mistakes(

@@ -7,8 +7,8 @@ import csv
 import json
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
-from itertools import islice
+from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,15 @@ import click
 
 from adtr.cli.options import check_output_file, say, to_json
 from adtr.errors import AdtrError, DataError, ModelError
+from adtr.files import replace_file
 
 if TYPE_CHECKING:
     from adtr.monitoring import Alarm, DriftMonitor, MonitorConfig
 
 ALARM = 3
 """The exit code, apart from success, bugs and mistakes."""
+FIELDS = ("score", "brightness", "sharpness")
+"""Watched where the rows have them."""
 
 
 @click.command()
@@ -30,7 +33,7 @@ ALARM = 3
     "--model",
     type=click.Path(path_type=Path),
     metavar="MODEL",
-    help="Its held-out good images are the reference.",
+    help="Its held-out good images are the reference of the score.",
 )
 @click.option(
     "--reference",
@@ -38,8 +41,9 @@ ALARM = 3
     show_default=True,
     type=click.IntRange(min=10),
     metavar="N",
-    help="Without --model the first N rows are the reference.",
+    help="The first N rows are the reference of what has none from a model.",
 )
+@click.option("--field", "fields", multiple=True, metavar="NAME", help="What to watch; can be given several times.")
 @click.option(
     "--false-alarm-rate",
     default=0.01,
@@ -68,6 +72,7 @@ def command(
     scores: Path,
     model: Path | None,
     reference: int,
+    fields: tuple[str, ...],
     false_alarm_rate: float,
     horizon: int,
     expected_anomalies: float,
@@ -78,12 +83,14 @@ def command(
 ) -> None:
     """Watch the scores of `adtr predict` for a change, and say what changed.
 
-    SCORES is a .jsonl or .csv file, or - for JSON lines on stdin, which are taken as they come.
+    SCORES is a .jsonl or .csv file, or - for JSON lines on stdin, which are taken as they come. Score, brightness and
+    sharpness are watched where the rows have them, and share the false-alarm rate. Images are counted after the
+    reference.
 
-    The exit code is 0 while the scores look like the reference and 3 after an alarm. The alarm is printed at once, and
-    again when 30 more images have settled what it looks like; what follows is not read.
+    The exit code is 0 while all is as in the reference and 3 after an alarm. Alarms are printed at once, and again when
+    30 more images have settled what they mean; what follows is not read.
     """
-    from adtr.monitoring import DriftMonitor, MonitorConfig
+    from adtr.monitoring import MonitorConfig
 
     config = MonitorConfig(
         false_alarm_rate=false_alarm_rate, horizon=horizon, expected_anomalies=expected_anomalies, seed=seed
@@ -91,45 +98,159 @@ def command(
     for file in (state, output):
         if file is not None:
             check_output_file(file)
+    told: dict[str, Alarm] = {}
     with open_rows(scores) as rows:
-        stream = read_scores(rows, str(scores))
+        first = None
         if state is not None and state.exists():
-            monitor = resume(state, config)
-        elif model is not None:
-            monitor = DriftMonitor(held_out_scores(model), config)
+            watch = Watch.load(state, config, fields)
         else:
-            first = list(islice(stream, reference))
-            if len(first) < reference:
-                raise DataError(
-                    f"{scores} has {len(first)} rows, but --reference takes the first {reference}; give a smaller "
-                    "--reference or a --model"
-                )
-            monitor = DriftMonitor(first, config)
-        told: Alarm | None = None
+            first = next(rows, None)
+            if first is None:
+                raise DataError(f"{scores} has no rows")
+            present = tuple(name for name in FIELDS if name in first[1])
+            watch = Watch(config, reference, fields or present or ("score",))
+            if model is not None:
+                watch.begin("score", held_out_scores(model))
         try:
-            for score in stream:
-                if monitor.update(score) and told is None and (told := monitor.alarm) is not None:
-                    click.echo(told.describe())
-                if monitor.settled:
+            for values in read_values(chain([first] if first else [], rows), watch.fields, str(scores)):
+                watch.update(values)
+                for name, alarm in watch.alarms().items():
+                    if name not in told:
+                        told[name] = alarm
+                        click.echo(alarm.describe())
+                if watch.settled():
                     break
         except KeyboardInterrupt:  # how an endless stream ends
             if state is not None:
-                monitor.save(state)
+                watch.save(state)
             raise
-    if state is not None:
-        monitor.save(state)
-    if output is not None:
-        write_report(output, monitor)
-    if monitor.alarm is None:
-        say(
-            f"in control: {monitor.images} images against {monitor.reference_images} of the reference; evidence of a "
-            f"change at {monitor.statistic / config.threshold:.2%} of what raises an alarm",
-            quiet=quiet,
+    if not watch.monitors:
+        raise DataError(
+            f"{scores} has {watch.images} rows, but --reference takes the first {reference}; give a smaller "
+            "--reference or a --model"
         )
+    if state is not None:
+        watch.save(state)
+    if output is not None:
+        replace_file(output, to_json(watch.report()))
+    alarms = watch.alarms()
+    if not alarms:
+        say(f"in control after {watch.images} images; {watch.describe()}", quiet=quiet)
         return
-    if monitor.alarm != told:
-        click.echo(monitor.alarm.describe())
+    for name, alarm in alarms.items():
+        if alarm != told.get(name):
+            click.echo(alarm.describe())
     click.get_current_context().exit(ALARM)
+
+
+@dataclass
+class Watch:
+    """A monitor for each field, and the rows that gather for the reference of those that have none yet."""
+
+    config: MonitorConfig
+    """With the false-alarm rate of all fields together."""
+    reference: int
+    fields: tuple[str, ...]
+    monitors: dict[str, DriftMonitor] = field(default_factory=dict)
+    waiting: dict[str, list[float]] = field(default_factory=dict)
+    images: int = 0
+
+    def begin(self, name: str, reference: Iterable[float]) -> None:
+        """Watch a field against a reference."""
+        from adtr.monitoring import DriftMonitor, MonitorConfig
+
+        rate = self.config.false_alarm_rate / len(self.fields)
+        config = {**asdict(self.config), "false_alarm_rate": rate, "quantity": name}
+        self.monitors[name] = DriftMonitor(reference, MonitorConfig(**config))
+
+    def update(self, values: dict[str, float]) -> None:
+        """Take the next row."""
+        self.images += 1
+        for name, value in values.items():
+            if name in self.monitors:
+                self.monitors[name].update(value)
+                continue
+            gathered = self.waiting.setdefault(name, [])
+            gathered.append(value)
+            if len(gathered) == self.reference:
+                self.begin(name, self.waiting.pop(name))
+
+    def alarms(self) -> dict[str, Alarm]:
+        """Those that were raised, by field."""
+        return {name: monitor.alarm for name, monitor in self.monitors.items() if monitor.alarm is not None}
+
+    def settled(self) -> bool:
+        """Whether an alarm was raised, and what follows would change none."""
+        raised = [monitor for monitor in self.monitors.values() if monitor.alarm is not None]
+        return bool(raised) and all(monitor.settled for monitor in raised)
+
+    def describe(self) -> str:
+        """How far each field is from an alarm."""
+        shares = [f"{n} at {m.statistic / m.config.threshold:.2%} of an alarm" for n, m in self.monitors.items()]
+        return ", ".join([*shares, *(f"{name} still gathers its reference" for name in self.waiting)])
+
+    def report(self) -> dict[str, Any]:
+        """The state of affairs, JSON values."""
+        alarms = self.alarms()
+        kinds = {alarm.kind for alarm in alarms.values()}
+        return {
+            "images": self.images,
+            "cause": "conditions" if "conditions" in kinds else "anomalies" if kinds else None,
+            **{name: value for name, value in asdict(self.config).items() if name != "quantity"},
+            "fields": {
+                name: {
+                    "images": monitor.images,
+                    "reference_images": monitor.reference_images,
+                    "statistic": monitor.statistic,
+                    "threshold": monitor.config.threshold,
+                    "alarm": {**asdict(alarms[name]), "text": alarms[name].describe()} if name in alarms else None,
+                }
+                for name, monitor in self.monitors.items()
+            },
+        }
+
+    def save(self, path: Path) -> None:
+        """Write everything, for `load`."""
+        values = {
+            "config": asdict(self.config),
+            "reference": self.reference,
+            "fields": self.fields,
+            "monitors": {name: monitor.to_dict() for name, monitor in self.monitors.items()},
+            "waiting": self.waiting,
+            "images": self.images,
+        }
+        replace_file(path, json.dumps(values) + "\n")
+
+    @classmethod
+    def load(cls, path: Path, config: MonitorConfig, fields: tuple[str, ...]) -> Watch:
+        """What an earlier call saved.
+
+        Raises:
+            AdtrError: it cannot be read, or was made with other options.
+        """
+        from adtr.monitoring import DriftMonitor
+
+        try:
+            values = json.loads(path.read_text("utf-8"))
+            made = values["config"]
+            watch = cls(
+                config, int(values["reference"]), tuple(map(str, values["fields"])), images=int(values["images"])
+            )
+            watch.monitors = {name: DriftMonitor.from_dict(state) for name, state in values["monitors"].items()}
+            watch.waiting = {name: list(map(float, gathered)) for name, gathered in values["waiting"].items()}
+        except OSError as error:
+            raise AdtrError(f"cannot read {path}: {error.strerror}") from error
+        except AdtrError as error:
+            raise AdtrError(f"{path}: {error}") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise AdtrError(f"{path} is not the state of a monitor; remove it to begin anew") from error
+        if made != asdict(config) or (fields and fields != watch.fields):
+            options = ", ".join(f"{name} {value}" for name, value in made.items() if name != "quantity")
+            raise AdtrError(
+                f"{path} was made with {options}, watching {', '.join(watch.fields)}; give the same options, or remove "
+                "it to begin anew"
+            )
+        return watch
 
 
 def held_out_scores(model: Path) -> list[float]:
@@ -147,21 +268,6 @@ def held_out_scores(model: Path) -> list[float]:
         reason = "its networks of the folds scored them" if scores else "it was made before they were kept"
         raise ModelError(f"{model} has no scores of held-out images ({reason}); leave --model out for --reference")
     return [score / ROUNDING for score in scores]  # kept with the thresholds' margin
-
-
-def resume(state: Path, config: MonitorConfig) -> DriftMonitor:
-    """The monitor of an earlier call.
-
-    Raises:
-        AdtrError: it was made with other options.
-    """
-    from adtr.monitoring import DriftMonitor
-
-    monitor = DriftMonitor.load(state)
-    if monitor.config != config:
-        made = ", ".join(f"{name} {value}" for name, value in asdict(monitor.config).items())
-        raise AdtrError(f"{state} was made with {made}; give the same options, or remove it to begin anew")
-    return monitor
 
 
 @contextlib.contextmanager
@@ -198,34 +304,25 @@ def _json_rows(lines: Iterable[str], name: str) -> Iterator[tuple[int, dict[str,
             yield number, row
 
 
-def read_scores(rows: Iterable[tuple[int, dict[str, Any]]], name: str) -> Iterator[float]:
-    """The score of each row.
+def read_values(
+    rows: Iterable[tuple[int, dict[str, Any]]], fields: tuple[str, ...], name: str
+) -> Iterator[dict[str, float]]:
+    """What is watched, of each row.
 
     Raises:
-        DataError: a row without a finite number as its score, with its line.
+        DataError: a row without a finite number in one of the fields, with its line.
     """
     for number, row in rows:
-        value = row.get("score")
-        try:
-            score = float("nan" if value is None or isinstance(value, bool) else value)
-        except (TypeError, ValueError):
-            score = math.nan
-        if not math.isfinite(score):
-            what = f"its score is {value!r}" if "score" in row else "it has no score"
-            raise DataError(f"{name}, line {number}: {what}; a finite number is needed, as `adtr predict` writes it")
-        yield score
-
-
-def write_report(output: Path, monitor: DriftMonitor) -> None:
-    """The state of affairs as JSON."""
-    from adtr.files import replace_file
-
-    report = {
-        "images": monitor.images,
-        "reference_images": monitor.reference_images,
-        **asdict(monitor.config),
-        "statistic": monitor.statistic,
-        "threshold": monitor.config.threshold,
-        "alarm": None if monitor.alarm is None else {**asdict(monitor.alarm), "text": monitor.alarm.describe()},
-    }
-    replace_file(output, to_json(report))
+        values = {}
+        for key in fields:
+            value = row.get(key)
+            try:
+                values[key] = float("nan" if value is None or isinstance(value, bool) else value)
+            except (TypeError, ValueError):
+                values[key] = math.nan
+            if not math.isfinite(values[key]):
+                what = f"its {key} is {value!r}" if key in row else f"it has no {key}"
+                raise DataError(
+                    f"{name}, line {number}: {what}; a finite number is needed, as `adtr predict` writes it"
+                )
+        yield values

@@ -26,7 +26,18 @@ from adtr.cli.options import (
 )
 from adtr.errors import AdtrError, ConfigError, DataError
 
-FIELDS = ("path", "score", "p_value", "severity", "threshold", "verdict", "is_anomalous", "regions")
+FIELDS = (
+    "path",
+    "score",
+    "p_value",
+    "severity",
+    "threshold",
+    "verdict",
+    "is_anomalous",
+    "regions",
+    "brightness",
+    "sharpness",
+)
 
 
 @click.command()
@@ -121,6 +132,8 @@ def command(
                 "verdict": prediction.verdict,
                 "is_anomalous": prediction.is_anomalous,
                 "regions": [region.to_dict() for region in prediction.regions],
+                "brightness": loaded.brightness,
+                "sharpness": loaded.sharpness,
             }
             if coco is not None:
                 regions.add(names[loaded.index], prediction)
