@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 from adtr.cli import main
+from adtr.cli.monitor import held_out_scores
+from adtr.data.folder import content_hash
+from adtr.detector import AnomalyDetector
 
 
 def adtr(*arguments: object) -> object:
@@ -105,6 +108,20 @@ def test_brightness_is_watched_too_and_shares_the_rate(tmp_path: Path, capsys: p
     assert [field["threshold"] for field in report["fields"].values()] == [4e6, 4e6]
     assert report["fields"]["score"]["alarm"] is None
     assert adtr("monitor", file, "--field", "score") == 0
+
+
+def test_the_model_keeps_the_scores_that_predict_finds(
+    model: Path, detector: AnomalyDetector, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = set(detector.metadata_["data"]["held_out_hashes"])
+    images = [path for path in sorted((dataset / "train/good").iterdir()) if content_hash(path) in held]
+    assert sorted(p.score for p in detector.predict(images)) == pytest.approx(sorted(held_out_scores(model)), rel=1e-3)
+    output = tmp_path / "scores.jsonl"
+    assert adtr("predict", model, dataset / "test/good", "-o", output) == 0
+    assert adtr("monitor", output, "--model", model) == 0
+    err = capsys.readouterr().err
+    assert "in control after 8 images; score at " in err
+    assert err.endswith("brightness still gathers its reference, sharpness still gathers its reference\n")
 
 
 def test_only_the_score_has_a_reference_in_the_model(

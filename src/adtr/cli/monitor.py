@@ -257,17 +257,18 @@ def held_out_scores(model: Path) -> list[float]:
     """Scores of the good images that a model held out to set its thresholds.
 
     Raises:
-        ModelError: the model is none, or has no such scores.
+        ModelError: it is no model, or held none out.
     """
     from adtr.calibration import ROUNDING
     from adtr.store import read_metadata
 
     _, calibration, _ = read_metadata(model)
-    scores: tuple[float, ...] = getattr(calibration, "image_scores", ())
-    if not scores or getattr(calibration, "folds", 0):
-        reason = "its networks of the folds scored them" if scores else "it was made before they were kept"
-        raise ModelError(f"{model} has no scores of held-out images ({reason}); leave --model out for --reference")
-    return [score / ROUNDING for score in scores]  # kept with the thresholds' margin
+    if calibration.folds:
+        raise ModelError(
+            f"{model} held no images out: other networks, those of the folds, scored them; leave --model out, so that "
+            "the first rows are the reference"
+        )
+    return [score / ROUNDING for score in calibration.image_scores]  # kept with the thresholds' margin
 
 
 @contextlib.contextmanager
