@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import math
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import chain
@@ -279,7 +280,7 @@ def open_rows(path: Path) -> Iterator[Iterator[tuple[int, dict[str, Any]]]]:
         DataError: the file cannot be read, or a line is no JSON object.
     """
     if str(path) == "-":
-        yield _json_rows(click.get_text_stream("stdin", "utf-8"), "stdin")
+        yield _json_rows(sys.stdin, "stdin")
         return
     try:
         file = path.open(encoding="utf-8", newline="")
