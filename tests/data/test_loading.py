@@ -211,3 +211,17 @@ def test_paths_of_any_kind(folder: Path) -> None:
     loaded = list(load_images([Here(), str(folder / "01.png"), folder / "02.png"], (2, 2)))
     assert [type(image.path) for image in loaded] == [type(Path())] * 3
     assert loaded[0].size == (10, 6)
+
+
+def test_brightness_and_sharpness_are_those_of_the_light() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 120, (32, 48, 3), np.uint8)
+    plain = np.full((32, 48, 3), 90, np.uint8)
+    first, twice, flat = load_images([image, image * 2, plain], (32, 48))
+    assert first.brightness == pytest.approx(image.mean())
+    grey = image.mean(axis=2)
+    steps = np.mean([[abs(a - b) for a, b in itertools.pairwise(row)] for row in grey])
+    steps += np.mean([[abs(a - b) for a, b in itertools.pairwise(column)] for column in grey.T])
+    assert first.sharpness == pytest.approx(steps / grey.mean(), rel=1e-5)
+    assert (twice.brightness, twice.sharpness) == pytest.approx((2 * first.brightness, first.sharpness), rel=1e-5)
+    assert (flat.brightness, flat.sharpness) == (90, 0)

@@ -24,6 +24,7 @@ COMMANDS = {
     "serve": "Answer over HTTP, with a page to try a model on.",
     "evaluate": "Measure a model on a labelled data set.",
     "report": "Test a model, and write a page that a quality manager can read.",
+    "monitor": "Watch scores for a change, and say what changed.",
     "info": "Show what a model is and how it was made.",
     "presets": "List the named configurations, or show one.",
     "backbones": "List the backbones and where their weights come from.",

@@ -26,7 +26,18 @@ from adtr.cli.options import (
 )
 from adtr.errors import AdtrError, ConfigError, DataError
 
-FIELDS = ("path", "score", "p_value", "severity", "threshold", "verdict", "is_anomalous", "regions")
+FIELDS = (
+    "path",
+    "score",
+    "p_value",
+    "severity",
+    "threshold",
+    "verdict",
+    "is_anomalous",
+    "regions",
+    "brightness",
+    "sharpness",
+)
 
 
 @click.command()
@@ -112,7 +123,12 @@ def command(
             progress=progress,
         )
         for prediction, loaded in stream:
-            row = {"path": str(images[loaded.index]), **prediction.to_dict()}
+            row = {
+                "path": str(images[loaded.index]),
+                **prediction.to_dict(),
+                "brightness": loaded.brightness,
+                "sharpness": loaded.sharpness,
+            }
             if coco is not None:
                 regions.add(names[loaded.index], prediction)
             if map_paths is not None:

@@ -37,6 +37,18 @@ class LoadedImage:
     pixels: npt.NDArray[np.uint8]
     image: Image.Image | None = None
 
+    @property
+    def brightness(self) -> float:
+        """Mean of the pixels, 0..255."""
+        return float(self.pixels.mean())
+
+    @property
+    def sharpness(self) -> float:
+        """Mean difference of neighbouring pixels, against the brightness; 0 for one plain colour."""
+        grey = self.pixels.mean(axis=2, dtype=np.float32)
+        steps = np.abs(np.diff(grey, axis=0)).mean() + np.abs(np.diff(grey, axis=1)).mean()
+        return float(steps / max(grey.mean(), 1.0))
+
 
 @dataclass(frozen=True)
 class SkippedImage:
