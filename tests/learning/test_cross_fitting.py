@@ -72,10 +72,10 @@ def test_the_folds_are_a_partition_of_nearly_equal_parts(
     learned: list[set[int]] = []
     judged: list[set[int]] = []
 
-    def remember(network: ADTR, cache: FeatureCache, rows: np.ndarray, *_: object, **__: object) -> None:
+    def remember(_: ADTR, __: FeatureCache, rows: np.ndarray, *___: object, **____: object) -> None:
         learned.append(set(rows.tolist()))
 
-    def score(network: ADTR, cache: FeatureCache, index: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def score(_: ADTR, __: FeatureCache, index: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         judged.append(set(index.tolist()))
         return index.numpy().astype(np.float32), np.repeat(index.numpy(), 64).reshape(-1, 8, 8).astype(np.float32)
 
