@@ -90,7 +90,7 @@ def band(judged: int, held: int, k: int) -> stats.rv_discrete:
 def split_again_and_again(scored: Scored, splits: int) -> tuple[list[dict[str, object]], dict[str, object]]:
     """One row for each rate, and the counts behind it."""
     n = len(scored.cached)
-    held = int(SHARE * n) // 100 * 100 - 1 if n >= 170 else int(SHARE * n)
+    held = max(9, int(SHARE * n) // 100 * 100 - 1)  # so many promise the rates exactly
     rng = np.random.default_rng(1)
     orders = [rng.permutation(n) for _ in range(splits)]
     rows, counts = [], {}
@@ -238,7 +238,7 @@ def score_data_set(name: str, data: Path | None, steps: int) -> Scored:
     dataset = open_dataset(dataset_folder(data, name))
     test = [s.path for s in dataset.test if not s.is_anomalous]
     train = [s.path for s in dataset.train]
-    return score(name, train, test, min(400, len(train) // 2), max_steps=steps)
+    return score(name, train, test, min(400, 2 * len(train) // 5), max_steps=steps)
 
 
 def main() -> None:

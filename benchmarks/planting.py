@@ -32,6 +32,7 @@ class Embedded:
 
     @classmethod
     def of(cls, folder: Path, config: Config) -> Embedded:
+        """Read and embed all its images."""
         dataset = open_dataset(folder)
         samples = [*dataset.train, *dataset.test]
         embedded = embed_images(new_network(config), [sample.path for sample in samples])
