@@ -70,7 +70,7 @@ def main() -> None:
             rows = np.concatenate([data.train, planted])
             kept = {"as it is": rows}
             if len(planted):
-                order = rows[np.argsort(-rank(part_of(data.cache, rows), config)[0])]
+                order = rows[np.argsort(-rank(part_of(data.cache, rows), config, torch.device("cpu"))[0])]
                 suspicious = order[: round(0.1 * len(order))]
                 kept["looked at"] = np.setdiff1d(rows, np.intersect1d(planted, suspicious))
                 kept["cut off"] = np.setdiff1d(rows, suspicious)

@@ -210,7 +210,7 @@ def draw_plot(counts: dict[str, dict[float, dict[str, object]]], path: Path) -> 
             expected = band(c["judged"], c["held"], c["k"])
             low, high = (int(x) for x in expected.interval(0.9999))
             support = np.arange(low, high + 1)
-            width = max(1, len(support) // 25)  # alarms in one bar
+            width = max(1, round(len(support) / 16))  # alarms in one bar
             edges = np.arange(low, high + width + 1, width)
             share = np.histogram(c["alarms"], edges - 0.5)[0] / len(c["alarms"])
             exact = [expected.pmf(np.arange(a, a + width)).sum() for a in edges[:-1]]
@@ -220,6 +220,7 @@ def draw_plot(counts: dict[str, dict[float, dict[str, object]]], path: Path) -> 
             axis.axvline(rate, color="#787880", ls=":", lw=1)
             axis.set_title(f"{name}, promised {rate:.0%}", fontsize=8)
             axis.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1, decimals=None))
+            axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5))
             axis.set_yticks([])
     grid[0][0].legend(fontsize=7, frameon=False)
     for axis in grid[-1]:

@@ -175,9 +175,9 @@ def rank(
     maps = torch.empty(images, tokens)
     progress.start("comparing", total=images)
     for i, own in enumerate(features):
-        products = squares - 2 * own @ bank.T
-        products[:, i * per_image : (i + 1) * per_image] = torch.inf
-        nearest = products.amin(dim=1) + own.square().sum(dim=1)
+        distances = torch.addmm(squares, own, bank.T, alpha=-2)  # squared, but for the squares of `own`
+        distances[:, i * per_image : (i + 1) * per_image] = torch.inf
+        nearest = distances.amin(dim=1) + own.square().sum(dim=1)
         maps[i] = nearest.clamp_min(0).sqrt()
         progress.advance(1)
     progress.finish()
