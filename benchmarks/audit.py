@@ -1,7 +1,7 @@
 """What `adtr audit` finds: defects planted among good training images, and copies.
 
 Defects: real defective test images of all types are planted among the good training images, several times at random;
-found is what stands in the first tenth of the ranking, of which chance would find a tenth. `cross-fit` ranks by networks
+found is what stands in the first tenth of the ranking, where chance would find a tenth. `cross-fit` ranks by networks
 that learned from the other folds, which the audit could use instead.
 
 Copies: some images are saved once more in several ways, and sought among all images of the data set.
