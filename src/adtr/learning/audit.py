@@ -153,6 +153,7 @@ def rank(
 
     No image vouches for itself, and nothing is trained: a network that learns from all images learns rare defects too.
     Features are standardised and brought to their main directions; the others are represented by some tokens of each.
+    What is usual at a place of the grid is taken off: the map is in robust standard deviations of that place.
 
     Args:
         cache: features of the images, n of them.
@@ -181,6 +182,9 @@ def rank(
         maps[i] = nearest.clamp_min(0).sqrt()
         progress.advance(1)
     progress.finish()
+    center = maps.median(dim=0).values
+    spread = 1.4826 * (maps - center).abs().median(dim=0).values
+    maps = (maps - center) / spread.clamp_min(max(float(spread.median()) / 2, 1e-6))
     shaped = maps.unflatten(1, config.embedding.grid_size)
     scores = image_score(shaped, config.embedding.image_size, config.comparison.pool_size)
     return scores.numpy(), shaped.numpy()
