@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +18,12 @@ from adtr.progress import Progress, Silent
 SIDE = 32
 """Pixels on each side of the small gray pictures that are compared."""
 
-NEAR = 0.1
+NEAR = 0.05
 """Copies are this much nearer than neighbours usually are: a share of the squared distance to a typical neighbour."""
 
-NEIGHBOUR = 5
-"""The typical neighbour is the fifth nearest picture, so that a few copies of each do not count as typical."""
+NEIGHBOURS = 0.1
+"""The typical neighbour is the last of this share of the nearest pictures, and no nearer than the fifth: there may be
+several variants of a product, and several copies of each picture."""
 
 _ROWS = 1024  # of the table of distances that are computed at a time
 
@@ -130,20 +131,21 @@ def _near_pairs(pictures: NDArray[np.float32], hashes: Sequence[str]) -> list[tu
     first: dict[str, int] = {}
     pairs = [(first[h], i) for i, h in enumerate(hashes) if first.setdefault(h, i) != i]
     pictures = pictures - pictures.mean(axis=0)  # smaller numbers, smaller errors
+    neighbour = min(max(5, round(NEIGHBOURS * len(pictures))), len(pictures) - 1)  # the nearest is the picture itself
+    typical = [np.partition(rows, neighbour, axis=1)[:, neighbour] for _, rows in _distances(pictures)]
+    limit = NEAR * float(np.median(np.concatenate(typical)))
+    for start, rows in _distances(pictures):
+        i, j = np.nonzero(rows < limit)
+        pairs += zip((i + start).tolist(), j.tolist(), strict=True)
+    return pairs
+
+
+def _distances(pictures: NDArray[np.float32]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Squared distances of some pictures to all, (rows, n), and the first picture's number."""
     squares = np.square(pictures).sum(axis=1)
-    neighbour = min(NEIGHBOUR, len(pictures) - 1)  # the nearest of all is the picture itself
-    typical: list[float] = []
-    near: list[tuple[float, int, int]] = []
     for start in range(0, len(pictures), _ROWS):
         rows = slice(start, start + _ROWS)
-        distances = squares[rows, None] + squares - 2 * pictures[rows] @ pictures.T
-        nearest = np.argpartition(distances, neighbour, axis=1)[:, : neighbour + 1]
-        for i, others in enumerate(nearest, start=start):
-            values = distances[i - start, others]
-            typical.append(float(values.max()))
-            near += [(d, i, j) for d, j in zip(values.tolist(), others.tolist(), strict=True) if j != i]
-    limit = NEAR * float(np.median(typical))
-    return pairs + [(i, j) for distance, i, j in near if distance < limit]
+        yield start, squares[rows, None] + squares - 2 * pictures[rows] @ pictures.T
 
 
 def _groups(pairs: Iterable[tuple[int, int]], count: int) -> list[list[int]]:
