@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance
 
-from adtr.config import load_preset
+from adtr.config import Config, load_preset
 from adtr.data.copies import Member, find_copies, members_of
 from adtr.data.folder import open_dataset
 from adtr.data.images import read_image
-from adtr.learning.audit import rank
+from adtr.learning.audit import audit_config, rank
 from adtr.learning.cross_fitting import cross_fit
 from common import dataset_folder, parser, spread, table, write
 from planting import Embedded, new_network, part_of
@@ -54,9 +54,13 @@ ALTERED: dict[str, Callable[[Image.Image], Image.Image]] = {
 }
 
 
+def configuration(method: str) -> Config:
+    return audit_config() if method == "nearest" else load_preset("quick")
+
+
 def find_planted(data: Embedded, share: float, seed: int, method: str, steps: int) -> dict[str, object]:
     """Which of the planted images stand in the first tenth."""
-    config = load_preset("quick").override(seed=seed, max_steps=steps)
+    config = configuration(method).override(seed=seed, max_steps=steps)
     planted = data.plant(share, seed)
     rows = np.concatenate([data.train, planted])
     cache = part_of(data.cache, rows)
@@ -115,8 +119,8 @@ def main() -> None:
     results: list[dict[str, object]] = []
     rows = []
     for name in options.datasets:
-        data = Embedded.of(dataset_folder(options.data, name), load_preset("quick"))
         for method in options.methods:
+            data = Embedded.of(dataset_folder(options.data, name), configuration(method))
             runs = []
             for seed in options.seeds:
                 runs.append(find_planted(data, options.share, seed, method, options.steps))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from adtr.calibration import Calibration, exceeds, split_holdout
 from adtr.config import Config, load_preset
 from adtr.data.images import read_mask
-from adtr.learning.audit import rank
+from adtr.learning.audit import audit_config, rank
 from adtr.learning.cross_fitting import train_on_good
 from adtr.metrics import MetricsAccumulator
 from adtr.prediction import upsample
@@ -62,7 +62,8 @@ def main() -> None:
     results: list[dict[str, object]] = []
     for name in options.datasets:
         config = load_preset("quick").override(max_steps=options.steps)
-        data = Embedded.of(dataset_folder(options.data, name), config)
+        folder = dataset_folder(options.data, name)
+        data, audited = Embedded.of(folder, config), Embedded.of(folder, audit_config())
         for seed, share in product(options.seeds, (0.0, *options.shares)):
             config = config.override(seed=seed)
             planted = data.plant(share, seed)
@@ -70,7 +71,8 @@ def main() -> None:
             rows = np.concatenate([data.train, planted])
             kept = {"as it is": rows}
             if len(planted):
-                order = rows[np.argsort(-rank(part_of(data.cache, rows), config, torch.device("cpu"))[0])]
+                scores, _ = rank(part_of(audited.cache, rows), audit_config(seed=seed), torch.device("cpu"))
+                order = rows[np.argsort(-scores)]
                 suspicious = order[: round(0.1 * len(order))]
                 kept["looked at"] = np.setdiff1d(rows, np.intersect1d(planted, suspicious))
                 kept["cut off"] = np.setdiff1d(rows, suspicious)

@@ -40,12 +40,12 @@ def test_planted_defects_come_first(found: Audit) -> None:
 
 
 def test_the_map_shows_where(found: Audit, dataset: Path) -> None:
-    """The hottest place of the copied test image lies on the defect that its mask marks."""
+    """The copied test image is more suspicious on the defect that its mask marks than elsewhere."""
     image = next(image for image in found.images if Path(image.name).name == PLANTED[2])
-    mask = np.asarray(Image.open(dataset / "ground_truth/dark/002_mask.png").resize((8, 8), Image.Resampling.BOX))
-    hottest = np.unravel_index(image.score_map.argmax(), image.score_map.shape)
+    with Image.open(dataset / "ground_truth/dark/002_mask.png") as mask:
+        marked = np.asarray(mask.convert("L").resize((8, 8), Image.Resampling.BOX)) > 127
     assert image.score_map.shape == (8, 8)
-    assert mask.astype(float)[max(0, hottest[0] - 1) : hottest[0] + 2, max(0, hottest[1] - 1) : hottest[1] + 2].any()
+    assert image.score_map[marked].mean() > 2 * image.score_map[~marked].mean()
 
 
 def test_the_contradiction_is_named(found: Audit) -> None:

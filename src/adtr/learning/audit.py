@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from adtr.calibration import Calibration
-from adtr.config import Config, load_preset
+from adtr.config import Config, Size, load_preset
 from adtr.data.copies import Copies, Kind, find_copies, members_of
 from adtr.data.folder import Dataset, open_dataset
 from adtr.data.loading import SkippedImage
@@ -35,6 +36,9 @@ BANK = 50_000
 
 DIRECTIONS = 96
 """Main directions of the features that are compared."""
+
+LEVELS = "3,4"
+"""Of the backbone, where none are asked for: the finest tell noise apart, the coarsest know parts and not defects."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +117,7 @@ def audit(
         ConfigError: a wrong preset or field, or the backbone or its weights cannot be had.
     """
     started = time.perf_counter()
-    config = load_preset(preset).override(**overrides)
+    config = audit_config(preset, **overrides)
     dataset = images if isinstance(images, Dataset) else None
     if isinstance(images, str | os.PathLike) and not Path(images).is_file():
         dataset = open_dataset(images)
@@ -146,13 +150,23 @@ def audit(
     )
 
 
+def audit_config(preset: str = "quick", **overrides: Any) -> Config:  # noqa: ANN401 - checked by Config.override
+    """A preset's configuration, but for the backbone's levels.
+
+    Raises:
+        ConfigError: a wrong preset or field.
+    """
+    return load_preset(preset).override(**{"levels": LEVELS, **overrides})
+
+
 def rank(
     cache: FeatureCache, config: Config, device: torch.device, progress: Progress | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """How far each image lies from the others: each token's distance to the nearest token of any other image.
 
     No image vouches for itself, and nothing is trained: a network that learns from all images learns rare defects too.
-    Features are standardised and brought to their main directions; the others are represented by some tokens of each.
+    Features are standardised, brought to their main directions, and averaged with those of the tokens around them; the
+    others are represented by some tokens of each.
     What is usual at a place of the grid is taken off: the map is in robust standard deviations of that place.
 
     Args:
@@ -169,7 +183,10 @@ def rank(
     mean, basis = _main_directions(cache)
     generator = torch.Generator().manual_seed(config.training.seed)
     per_image = max(1, min(tokens, BANK // images))
-    features = torch.cat([(cache[rows] - mean) @ basis for rows in torch.arange(images).split(64)])
+    grid = config.embedding.grid_size
+    features = torch.cat(
+        [_with_surroundings((cache[rows] - mean) @ basis, grid) for rows in torch.arange(images).split(64)]
+    )
     bank = torch.stack([f[torch.randperm(tokens, generator=generator)[:per_image]] for f in features])
     bank, features = bank.flatten(0, 1).to(device), features.to(device)
     squares = bank.square().sum(dim=1)
@@ -185,9 +202,16 @@ def rank(
     center = maps.median(dim=0).values
     spread = 1.4826 * (maps - center).abs().median(dim=0).values
     maps = (maps - center) / spread.clamp_min(max(float(spread.median()) / 2, 1e-6))
-    shaped = maps.unflatten(1, config.embedding.grid_size)
+    shaped = maps.unflatten(1, grid)
     scores = image_score(shaped, config.embedding.image_size, config.comparison.pool_size)
     return scores.numpy(), shaped.numpy()
+
+
+def _with_surroundings(features: Tensor, grid: Size) -> Tensor:
+    """Mean over each token and its neighbours on the grid, (B, N, C)."""
+    shaped = features.unflatten(1, grid).permute(0, 3, 1, 2)
+    pooled = functional.avg_pool2d(shaped, 3, stride=1, padding=1, count_include_pad=False)
+    return pooled.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _main_directions(cache: FeatureCache) -> tuple[Tensor, Tensor]:
