@@ -40,6 +40,9 @@ DIRECTIONS = 96
 LEVELS = "3,4"
 """Of the backbone, where none are asked for: the finest tell noise apart, the coarsest know parts and not defects."""
 
+POOL_SIZE = 0.25
+"""Of the image score, where none is asked for: wider than a detector's, as unevenness counts too."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AuditedImage:
@@ -151,12 +154,12 @@ def audit(
 
 
 def audit_config(preset: str = "quick", **overrides: Any) -> Config:  # noqa: ANN401 - checked by Config.override
-    """A preset's configuration, but for the backbone's levels.
+    """A preset's configuration, but for the backbone's levels and the pooling window.
 
     Raises:
         ConfigError: a wrong preset or field.
     """
-    return load_preset(preset).override(**{"levels": LEVELS, **overrides})
+    return load_preset(preset).override(**{"levels": LEVELS, "pool_size": POOL_SIZE, **overrides})
 
 
 def rank(
