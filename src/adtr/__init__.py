@@ -13,16 +13,19 @@ if TYPE_CHECKING:
     from adtr.config import Config, list_presets, load_preset
     from adtr.detector import AnomalyDetector
     from adtr.errors import AdtrError
+    from adtr.learning.audit import Audit, audit
     from adtr.metrics import Metrics
     from adtr.prediction import Prediction
 
 __all__ = [
     "AdtrError",
     "AnomalyDetector",
+    "Audit",
     "Config",
     "Metrics",
     "Prediction",
     "__version__",
+    "audit",
     "list_presets",
     "load_preset",
 ]
@@ -30,9 +33,11 @@ __all__ = [
 _HOMES = {
     "AdtrError": "adtr.errors",
     "AnomalyDetector": "adtr.detector",
+    "Audit": "adtr.learning.audit",
     "Config": "adtr.config",
     "Metrics": "adtr.metrics",
     "Prediction": "adtr.prediction",
+    "audit": "adtr.learning.audit",
     "list_presets": "adtr.config",
     "load_preset": "adtr.config",
 }

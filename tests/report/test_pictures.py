@@ -5,7 +5,18 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from adtr.report.pictures import CONTOUR, NO_MASK, PAPER, contact_sheet, heat_colors, overlay, panel, scale_map, tiles
+from adtr.report.pictures import (
+    CONTOUR,
+    NO_MASK,
+    PAPER,
+    contact_sheet,
+    heat_colors,
+    overlay,
+    panel,
+    scale_map,
+    tile,
+    tiles,
+)
 
 
 def pixels(picture: Image.Image) -> NDArray[np.int_]:
@@ -231,3 +242,18 @@ def test_tiles_are_of_one_size_and_say_where_there_is_no_truth(size: tuple[int, 
     width, height = sizes.pop()
     assert height <= 50
     assert width <= 100
+
+
+def test_a_tile_outlines_the_hottest_place_over_a_caption() -> None:
+    picture = tile(gray_image(), a_map(), low=2, high=8, title="1  scratched.png")
+    marked = np.argwhere(has_contour(picture))
+    assert marked.min(axis=0) == pytest.approx([25, 25], abs=4)  # a margin of 5 pixels
+    assert marked.max(axis=0) == pytest.approx([45, 45], abs=4)
+    caption = pixels(picture)[66:]
+    assert (caption < 128).any()
+    assert (pixels(picture)[:5] == PAPER).all()
+
+
+def test_a_long_caption_does_not_widen_a_tile() -> None:
+    short, long = (tile(gray_image(), a_map(), low=2, high=8, title=title) for title in ("1", "2  " + "x" * 300))
+    assert short.size == long.size

@@ -10,8 +10,9 @@ from adtr.calibration import Thresholds
 from adtr.data.folder import Sample
 from adtr.errors import AdtrError
 from adtr.evaluation import Evaluated
+from adtr.learning.audit import Audit, AuditedImage
 from adtr.prediction import Prediction
-from adtr.report.sinks import output_paths, save_map, save_overlay, save_panel
+from adtr.report.sinks import output_paths, save_contact_sheet, save_map, save_overlay, save_panel
 
 
 def prediction(size: tuple[int, int] = (40, 64), *, score: float = 30.0) -> Prediction:
@@ -107,3 +108,23 @@ def test_no_output_takes_the_place_of_an_image(tmp_path: Path) -> None:
     with pytest.raises(AdtrError, match=r"b\.jpg would be overwritten"):
         output_paths(images, names, tmp_path / "link", ".jpg")
     assert output_paths(images, names, tmp_path, ".tiff") == [tmp_path / "a.tiff", tmp_path / "b.tiff"]
+
+
+def test_a_contact_sheet_shows_the_first_of_an_audit(tmp_path: Path) -> None:
+    hot = np.zeros((4, 4), np.float32)
+    hot[0, 0] = 40
+    images = []
+    for rank in range(1, 10):
+        gray((40, 64)).save(tmp_path / f"{rank}.png")
+        images.append(
+            AuditedImage(source=tmp_path / f"{rank}.png", rank=rank, score=20 - rank, severity=1.0, score_map=hot)
+        )
+    audit = Audit(images=images, copies=[], typical_maximum=20.0, skipped=[], seconds=0.0)
+    widths = []
+    for top in (1, 4, 100):
+        path = save_contact_sheet(audit, tmp_path / "new/contact.jpg", top)
+        with Image.open(path) as sheet:
+            assert sheet.format == "JPEG"
+            widths.append(sheet.size)
+    (one, low), (four, _), (six, two_rows) = widths
+    assert (four, six, two_rows) == (4 * one, 6 * one, 2 * low)

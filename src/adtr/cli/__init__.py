@@ -17,6 +17,7 @@ from adtr.config import unknown
 from adtr.errors import AdtrError
 
 COMMANDS = {
+    "audit": "Find good images that may not be good, and copies.",
     "fit": "Learn what good looks like from a folder of good images.",
     "improve": "Go on learning, from labelled, made or irrelevant anomalies.",
     "predict": "Score images, and show where they depart from good.",

@@ -222,6 +222,33 @@ def panel(
     return sheet
 
 
+def tile(image: Image.Image, anomaly_map: NDArray[Any], *, low: float, high: float, title: str) -> Image.Image:
+    """One picture of a contact sheet: the image with its heat, outlined above the middle of the scale, and a caption.
+
+    Args:
+        image: The image, of any mode that converts to RGB.
+        anomaly_map: Raw scores, shape (H, W), of the image's size.
+        low: The score that is not shown at all.
+        high: The score shown hottest.
+        title: One line below; its beginning is cut where it is too long.
+
+    Returns:
+        RGB on white, as wide as the image and a little higher.
+
+    Raises:
+        ValueError: If the sizes differ, or `low` is above `high`.
+    """
+    picture = overlay(image, anomaly_map, low=low, high=high, threshold=(low + high) / 2, opacity=0.35)
+    size = max(10, picture.width // 18)
+    font, margin = ImageFont.load_default(size), size // 2
+    while font.getlength(title) > picture.width and len(title) > 1:
+        title = f"…{title.removeprefix('…')[1:]}"
+    framed = Image.new("RGB", (picture.width + 2 * margin, picture.height + 2 * margin + round(1.4 * size)), PAPER)
+    framed.paste(picture, (margin, margin))
+    ImageDraw.Draw(framed).text((margin, margin + picture.height + size // 5), title, fill=INK, font=font)
+    return framed
+
+
 def contact_sheet(panels: Sequence[Image.Image], columns: int = 1) -> Image.Image:
     """Set panels in rows, from left to right and from top to bottom, on white.
 

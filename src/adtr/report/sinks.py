@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from adtr.data.images import read_image
 from adtr.errors import AdtrError
 from adtr.files import replace_file
-from adtr.prediction import Prediction
-from adtr.report.pictures import overlay, panel, shown_range
+from adtr.prediction import Prediction, upsample
+from adtr.report.pictures import contact_sheet, overlay, panel, shown_range, tile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from adtr.evaluation import Evaluated
+    from adtr.learning.audit import Audit
+
+CONTACT_COLUMNS, CONTACT_SIDE = 6, 224
 
 
 def output_paths(images: Sequence[Path], names: Iterable[Path], folder: Path, suffix: str) -> list[Path]:
@@ -74,6 +78,19 @@ def save_panel(item: Evaluated, path: Path) -> Path:
         title=f"{name}   {prediction.score:.4g} {sign} {prediction.thresholds.image:.4g}   {prediction.verdict}",
     )
     return _save(picture, path, "JPEG", quality=90)
+
+
+def save_contact_sheet(audit: Audit, path: Path, top: int) -> Path:
+    """The most suspicious images of an audit with their heat maps, ranks and names, JPEG."""
+    low, high = shown_range(audit.typical_maximum)
+    tiles = []
+    for image in audit.images[:top]:
+        picture = read_image(image.source)
+        picture.thumbnail((CONTACT_SIDE, CONTACT_SIDE))
+        score_map = upsample(image.score_map, (picture.height, picture.width))
+        name = Path(image.name).name
+        tiles.append(tile(picture, score_map, low=low, high=high, title=f"{image.rank}  {name}"))
+    return _save(contact_sheet(tiles, min(CONTACT_COLUMNS, len(tiles))), path, "JPEG", quality=88)
 
 
 def _save(picture: Image.Image, path: Path, file_format: str, **options: object) -> Path:
