@@ -39,14 +39,14 @@ from adtr.serve.schemas import (
 from adtr.serve.service import Service, Settings
 from adtr.serve.uploads import MAX_IMAGES, RefusedError
 
-_BINARY = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
+_BINARY = {"type": "string", "format": "binary"}
 _FORM = {
     "type": "object",
     "properties": {"images": {"type": "array", "items": _BINARY, "minItems": 1, "maxItems": MAX_IMAGES}},
     "required": ["images"],
 }
 _IMAGE_TYPES = ("image/png", "image/jpeg", "image/bmp", "image/tiff", "image/webp", "application/octet-stream")
-_ONE_IMAGE = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in _IMAGE_TYPES}
+_ONE_IMAGE = {kind: {"schema": _BINARY} for kind in _IMAGE_TYPES}
 _PAGE = {
     "/": ("index.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
