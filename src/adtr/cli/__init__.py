@@ -21,6 +21,7 @@ COMMANDS = {
     "improve": "Go on learning, from labelled, made or irrelevant anomalies.",
     "predict": "Score images, and show where they depart from good.",
     "evaluate": "Measure a model on a labelled data set.",
+    "export": "Write a model as one file that runs without PyTorch.",
     "info": "Show what a model is and how it was made.",
     "presets": "List the named configurations, or show one.",
     "backbones": "List the backbones and where their weights come from.",
