@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import subprocess
@@ -103,6 +104,38 @@ def model(detector: AnomalyDetector, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("models") / "discs"
     detector.save(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def traced(detector: AnomalyDetector) -> Iterator[None]:
+    """All exports of the small detector share one trace, which takes seconds."""
+    from adtr.deploy import formats
+    from adtr.deploy.graph import DetectorGraph
+
+    traced = formats.to_onnx(DetectorGraph(detector.network_).eval())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(formats, "to_onnx", lambda graph: copy.deepcopy(traced))  # noqa: ARG005
+        yield
+
+
+@pytest.fixture(scope="session")
+def onnx_file(detector: AnomalyDetector, traced: None, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ARG001
+    """The small detector as an ONNX file; tests must not change it."""
+    from adtr.deploy.export import export
+
+    file = tmp_path_factory.mktemp("onnx") / "discs.onnx"
+    export(detector, file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def openvino_file(detector: AnomalyDetector, traced: None, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ARG001
+    """The small detector as an OpenVINO model; tests must not change it."""
+    from adtr.deploy.export import export
+
+    file = tmp_path_factory.mktemp("openvino") / "discs.xml"
+    export(detector, file, format="openvino")
+    return file
 
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -17,6 +17,7 @@ from adtr.data.sources import training_sources
 from adtr.errors import AdtrError, DataError
 from adtr.predictor import OnError, Predictor
 from adtr.progress import Progress, Silent
+from adtr.store import is_exported
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -321,12 +322,22 @@ class AnomalyDetector(Predictor):
         *,
         device: str = "auto",
         backbone_weights: str | os.PathLike[str] | None = None,
-    ) -> AnomalyDetector:
+    ) -> AnomalyDetector | Any:  # noqa: ANN401 - an ExportedDetector cannot learn
         """Read a model folder; no code from it is run, and every file's hash is checked.
+
+        Args:
+            folder: written by `save`. Of a file that `adtr export` wrote comes an `adtr.deploy.exported.
+                ExportedDetector`, which needs no torch; it predicts and evaluates, but does not learn.
+            device: see the constructor.
+            backbone_weights: see the constructor.
 
         Raises:
             ModelError: the folder is incomplete or altered, or the backbone is not the one of training.
         """
+        if is_exported(Path(folder)):
+            from adtr.deploy.exported import ExportedDetector
+
+            return ExportedDetector.load(folder, device=device)
         from adtr.device import choose_device, choose_precision
         from adtr.store import load_model, read_features
 

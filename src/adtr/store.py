@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 FORMAT = 2
 WEIGHTS, CONFIG, METADATA, BACKBONE = "model.safetensors", "config.json", "metadata.json", "backbone.safetensors"
 FEATURES = "features.safetensors"
+EXPORTED = (".onnx", ".xml")
+"""Ends of the names of exported files that adtr itself can run."""
 
 
 def save_model(
@@ -95,9 +97,17 @@ def check_replaceable(folder: Path) -> None:
 def read_metadata(folder: Path) -> tuple[Config, Calibration, dict[str, Any]]:
     """Configuration, calibration and metadata of a model folder, every file's hash checked; needs no torch.
 
+    Args:
+        folder: of a model; or a file that `adtr export` wrote.
+
     Raises:
-        ModelError: no model folder, or a file is missing, altered or of a newer format.
+        ModelError: no model, or a file is missing, altered or of a newer format.
     """
+    if is_exported(folder):
+        from adtr.deploy.sealed import read_sealed
+
+        sealed = read_sealed(folder)
+        return sealed.config, sealed.calibration, sealed.metadata
     if not folder.is_dir():
         problem = "is a file, not a model folder" if folder.exists() else "does not exist"
         raise ModelError(f"the model {folder} {problem}; `adtr fit DATA --output MODEL` makes one")
@@ -108,9 +118,7 @@ def read_metadata(folder: Path) -> tuple[Config, Calibration, dict[str, Any]]:
         if metadata["format"] < FORMAT:
             raise ModelError(f"{folder} was written by an older adtr (format {metadata['format']}); fit it anew")
         recorded = dict(metadata["files"])
-        calibration = _read_calibration(metadata["calibration"])
-        backbone = {key: metadata["backbone"][key] for key in ("name", "source", "sha256", "stored")}
-        dict(metadata["training"]), list(metadata["data"]["image_hashes"]), list(metadata["data"]["held_out_hashes"])
+        calibration, backbone = check_record(metadata), metadata["backbone"]
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{folder / METADATA} lacks what a model needs ({error})") from error
     for name, digest in recorded.items():
@@ -128,6 +136,23 @@ def read_metadata(folder: Path) -> tuple[Config, Calibration, dict[str, Any]]:
     except ConfigError as error:
         raise ModelError(f"{folder / CONFIG}: {error}") from error
     return config, calibration, metadata
+
+
+def is_exported(path: Path) -> bool:
+    """Whether this is a file such as `adtr export` writes, by its name."""
+    return path.suffix in EXPORTED and not path.is_dir()
+
+
+def check_record(metadata: dict[str, Any]) -> Calibration:
+    """The calibration in a model's metadata, which must hold what prediction and evaluation need.
+
+    Raises:
+        KeyError, TypeError, ValueError: they do not.
+    """
+    for key in ("name", "source", "sha256", "stored"):
+        metadata["backbone"][key]
+    dict(metadata["training"]), list(metadata["data"]["image_hashes"]), list(metadata["data"]["held_out_hashes"])
+    return _read_calibration(metadata["calibration"])
 
 
 def load_model(

@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": "Measure a model on a labelled data set.",
     "report": "Test a model, and write a page that a quality manager can read.",
     "monitor": "Watch scores for a change, and say what changed.",
+    "export": "Write a model as one file that runs without PyTorch.",
     "info": "Show what a model is and how it was made.",
     "presets": "List the named configurations, or show one.",
     "backbones": "List the backbones and where their weights come from.",

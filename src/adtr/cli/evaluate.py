@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +19,7 @@ from adtr.cli.options import (
     to_json,
     weights_option,
 )
+from adtr.errors import ConfigError
 
 if TYPE_CHECKING:
     from adtr.metrics import Metrics, Scores
@@ -61,6 +63,9 @@ def command(
     from adtr.report.sinks import output_paths, save_panel
     from adtr.store import read_metadata
 
+    for name, package in {"sklearn": "scikit-learn", "rich": "rich"}.items():
+        if find_spec(name) is None:  # where exported files run
+            raise ConfigError(f"evaluating needs {package}: pip install {package}")
     read_metadata(model)
     dataset = open_dataset(data, reserve=False)
     if output is not None:

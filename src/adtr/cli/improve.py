@@ -20,7 +20,7 @@ from adtr.cli.options import (
     weights_option,
     work_folder,
 )
-from adtr.errors import AdtrError
+from adtr.errors import AdtrError, ModelError
 
 
 @click.command(cls=SectionedCommand)
@@ -86,10 +86,12 @@ def command(
 
     MODEL is a model folder. The new model is judged beside the old one on good images and anomalies held out.
     """
-    from adtr.store import read_metadata
+    from adtr.store import is_exported, read_metadata
 
     if annotations is not None and anomalies is None:
         raise AdtrError("--annotations describes the images of --anomalies; give that too")
+    if is_exported(model):
+        raise ModelError(f"{model} is an exported file, which cannot learn; improve the model folder it was made of")
     read_metadata(model)
     with work_folder(output) as work:
         from adtr.detector import AnomalyDetector

@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
@@ -118,10 +119,10 @@ def work_folder(output: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def progress_on_stderr(quiet: bool) -> Iterator[Progress]:
-    """Bars on a terminal; nothing where stderr is a file or a pipe, or when asked to be quiet."""
+    """Bars on a terminal; nothing where stderr is a file or a pipe, when asked to be quiet, or without rich."""
     from adtr.progress import Bars, Silent
 
-    if quiet or not sys.stderr.isatty():
+    if quiet or not sys.stderr.isatty() or find_spec("rich") is None:
         yield Silent()
     else:
         with Bars() as bars:

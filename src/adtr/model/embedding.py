@@ -80,7 +80,10 @@ class Embedding(nn.Module):
         """
         if images.device.type == "cpu" and len(images) > CPU_CHUNK:
             return torch.cat([self(chunk) for chunk in images.split(CPU_CHUNK)])
-        pixels = images.permute(0, 3, 1, 2).float()  # channels-last in memory, as the backbone is
+        return self.tokens(images.permute(0, 3, 1, 2).float())  # channels-last in memory, as the backbone is
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """Feature tokens f, (B, N, C), of pixels in 0..255, (B, 3, h, w) float32, in one pass of the backbone."""
         levels = self.backbone(((pixels - self.mean) / self.std).to(self.dtype))
         if self._channels_last_output:
             levels = [level.permute(0, 3, 1, 2) for level in levels]

@@ -1,0 +1,1 @@
+"""From a trained model to one file that runs without PyTorch, with the same scores."""
