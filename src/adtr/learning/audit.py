@@ -72,7 +72,7 @@ class Audit:
     """All that could be read, the most suspicious first."""
     copies: list[Copies]
     typical_maximum: float
-    """What a tenth of the images' score maps exceed somewhere; the middle of the contact sheet's colours."""
+    """What a quarter of the images' score maps exceed somewhere; the middle of the contact sheet's colours."""
     skipped: list[SkippedImage]
     seconds: float
 
@@ -147,7 +147,7 @@ def audit(
             for place, i in enumerate(np.argsort(-scores, kind="stable").tolist(), start=1)
         ],
         copies=copies,
-        typical_maximum=typical.thresholds(0.1).pixel,
+        typical_maximum=typical.thresholds(0.25).pixel,
         skipped=list(dict.fromkeys(reader.skipped)),  # an image is read for its features and for its copies
         seconds=time.perf_counter() - started,
     )
