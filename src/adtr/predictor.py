@@ -119,14 +119,18 @@ class Predictor(ABC):
             prefetch=max(8, 2 * batch_size),
         )
         for batch in in_batches(loaded, batch_size):
-            yield from zip(self.judge(batch), batch, strict=True)
+            yield from zip(self._verdicts(batch), batch, strict=True)
             progress.advance(len(batch))
 
     def judge(self, batch: Sequence[LoadedImage]) -> list[Prediction]:
         """The verdicts on images that are loaded already, in one forward pass; may be called by several threads."""
+        return list(self._verdicts(batch))
+
+    def _verdicts(self, batch: Sequence[LoadedImage]) -> Iterator[Prediction]:
+        """One by one, so that a large anomaly map that was looked at can be let go before the next."""
         scores, maps = self._compare(batch)
-        return [
-            Prediction(
+        for image, score, score_map in zip(batch, scores.tolist(), maps, strict=True):
+            yield Prediction(
                 score=score,
                 p_value=self.calibration_.p_value(score),
                 severity=self.calibration_.severity(score),
@@ -135,8 +139,6 @@ class Predictor(ABC):
                 score_map=score_map,
                 path=image.path,
             )
-            for image, score, score_map in zip(batch, scores.tolist(), maps, strict=True)
-        ]
 
     def score_samples(self, images: object) -> NDArray[np.float64]:
         """The negated anomaly scores, (n,): the lower, the more anomalous (scikit-learn's convention)."""

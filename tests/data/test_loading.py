@@ -88,7 +88,7 @@ def test_order_does_not_depend_on_the_threads(count: int, workers: int, prefetch
 
 
 def test_order_is_kept_when_early_images_are_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    def slow_at_first(source: Array) -> Image.Image:
+    def slow_at_first(source: Array, **_: object) -> Image.Image:
         time.sleep(0.03 if source[0, 0, 0] % 4 == 0 else 0)
         return read_image(source)
 
@@ -100,7 +100,7 @@ def test_order_is_kept_when_early_images_are_slow(monkeypatch: pytest.MonkeyPatc
 def test_threads_work_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
     together = threading.Barrier(3, timeout=5)
 
-    def meet(source: Array) -> Image.Image:
+    def meet(source: Array, **_: object) -> Image.Image:
         together.wait()
         return read_image(source)
 
@@ -159,7 +159,7 @@ class TestErrors:
         assert len(skipped) == 5
 
     def test_a_bug_is_not_skipped(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def fail(_source: object) -> NoReturn:
+        def fail(_source: object, **_: object) -> NoReturn:
             raise RuntimeError("a bug")
 
         monkeypatch.setattr(loading, "read_image", fail)
@@ -184,7 +184,7 @@ def test_closing_early_does_not_wait_for_the_queue(monkeypatch: pytest.MonkeyPat
     release = threading.Event()
     started = []
 
-    def block(source: Array) -> Image.Image:
+    def block(source: Array, **_: object) -> Image.Image:
         index = int(source[0, 0, 0])
         started.append(index)
         if index > 0:

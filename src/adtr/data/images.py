@@ -46,7 +46,7 @@ _UNREADABLE = (
 )
 
 
-def read_image(source: object, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_image(source: object, *, max_pixels: int | None = None) -> Image.Image:
     """Decodes an image to upright 8-bit RGB.
 
     The EXIF orientation is applied, transparency is composited over white, and of several frames the first is taken.
@@ -57,7 +57,8 @@ def read_image(source: object, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         source: A path (JPEG, PNG, BMP, TIFF, WebP), or the bytes of such a file; a PIL image; an array (H, W, 3) or
             (H, W) of uint8, uint16 or bool; a tensor (3, H, W) or (H, W, 3) of uint8, or (3, H, W) of float in 0..1.
             A uint8 tensor that could be either is taken as channels first.
-        max_pixels: What a file may hold, known from its header before anything is decoded; at most `MAX_PIXELS`.
+        max_pixels: What a file may hold, known from its header before anything is decoded; `MAX_PIXELS` by default
+            and at most.
 
     Returns:
         A new image of mode RGB; the source is left as it was.
@@ -210,11 +211,12 @@ def _is_tensor(source: object) -> bool:
     return all(hasattr(source, name) for name in ("detach", "cpu", "numpy"))
 
 
-def _open(source: str | os.PathLike[str] | io.BytesIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def _open(source: str | os.PathLike[str] | io.BytesIO, max_pixels: int | None = None) -> Image.Image:
     image = Image.open(source if isinstance(source, io.BytesIO) else os.fspath(source), formats=_FORMATS)
     try:
         # Up to twice its own limit Pillow only warns. Warning filters belong to the whole process, so compare here.
-        _check_size(image.height, image.width, min(max_pixels, Image.MAX_IMAGE_PIXELS or MAX_PIXELS))
+        limits = (max_pixels, MAX_PIXELS, Image.MAX_IMAGE_PIXELS)
+        _check_size(image.height, image.width, min(limit for limit in limits if limit is not None))
     except ValueError:
         image.close()
         raise

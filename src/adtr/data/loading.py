@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from adtr.data.images import MAX_PIXELS, read_image, resize
+from adtr.data.images import read_image, resize
 from adtr.errors import ConfigError, ImageError
 
 
@@ -69,7 +69,7 @@ def load_image(
     *,
     index: int = 0,
     keep_original: bool = False,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int | None = None,
 ) -> LoadedImage:
     """Reads and resizes one image.
 
