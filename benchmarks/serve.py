@@ -81,21 +81,24 @@ def measure(
     assert latencies, statuses
     p50, p95, p99 = np.percentile(latencies, [50, 95, 99])
     quarter = max(1, len(memory) // 4)
-    return {
-        "options": " ".join(options) or "(default)",
-        "clients": clients,
-        "answered": statuses["200"],
-        "503": statuses["503"],
-        "failed": statuses.total() - statuses["200"] - statuses["503"],
-        "images/s": statuses["200"] / seconds,
-        "p50, s": float(p50),
-        "p95, s": float(p95),
-        "p99, s": float(p99),
-        "memory, second quarter, MiB": float(np.mean(memory[quarter : 2 * quarter])),  # the first warms up
-        "last quarter, MiB": float(np.mean(memory[-quarter:])),
-        "most, MiB": max(memory),
-        "exit code": code,
-    }, memory
+    return (
+        {
+            "options": " ".join(options) or "(default)",
+            "clients": clients,
+            "answered": statuses["200"],
+            "503": statuses["503"],
+            "failed": statuses.total() - statuses["200"] - statuses["503"],
+            "images/s": statuses["200"] / seconds,
+            "p50, s": float(p50),
+            "p95, s": float(p95),
+            "p99, s": float(p99),
+            "memory, second quarter, MiB": float(np.mean(memory[quarter : 2 * quarter])),  # the first warms up
+            "last quarter, MiB": float(np.mean(memory[-quarter:])),
+            "most, MiB": max(memory),
+            "exit code": code,
+        },
+        memory,
+    )
 
 
 def main() -> None:
