@@ -25,7 +25,8 @@ from adtr.deploy.sealed import read_sealed
 from common import dataset_folder, parser, table, write
 
 Call = Callable[[np.ndarray], object]
-FILES = [("onnx", "fp32"), ("onnx", "fp16"), ("openvino", "fp32"), ("openvino", "fp16"), ("torch", "fp32")]
+FILES = [("onnx", "fp32"), ("onnx", "fp16"), ("onnx", "int8")]
+FILES += [("openvino", "fp32"), ("openvino", "fp16"), ("openvino", "int8"), ("torch", "fp32")]
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 
 
@@ -75,7 +76,7 @@ def main() -> None:
     made = parser(__doc__)
     made.add_argument("--dataset", default="transistor", help="data set, by name or folder")
     made.add_argument("--model", type=Path, help="model folder; by default one is fitted")
-    made.add_argument("--rounds", type=int, default=30, help="timed calls of each format")
+    made.add_argument("--rounds", type=int, default=6, help="turns of each format, with five single images in each")
     made.add_argument("--batch", type=int, default=8, help="images in a batch")
     made.add_argument("--threads", type=int, default=2, help="of PyTorch; the others take all cores")
     options = made.parse_args()
@@ -112,12 +113,14 @@ def main() -> None:
             print(what, parity.describe(), flush=True)
         one: dict[str, list[float]] = {what: [] for what in calls}
         many: dict[str, list[float]] = {what: [] for what in calls}
-        for i in range(-2, options.rounds):  # two rounds to warm up
+        for _ in range(options.rounds):
             for what, call in calls.items():
-                latency, throughput = seconds(call, batch[:1]), seconds(call, batch) if i % 3 == 0 else None
-                if i >= 0:
-                    one[what].append(latency)
-                    many[what] += [throughput] if throughput else []
+                time.sleep(0.2)  # the threads of the one before may still spin
+                for _ in range(2):
+                    call(batch[:1])
+                one[what] += [seconds(call, batch[:1]) for _ in range(5)]
+                call(batch)
+                many[what].append(seconds(call, batch))
     base = statistics.median(one["eager PyTorch, fp32"])
     rows: list[dict[str, object]] = [
         {

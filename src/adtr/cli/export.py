@@ -31,10 +31,10 @@ from adtr.cli.options import check_output_file, progress_on_stderr, quiet_option
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16"]),
+    type=click.Choice(["fp32", "fp16", "int8"]),
     default="fp32",
     show_default=True,
-    help="fp16: weights in half the space.",
+    help="fp16: weights in half the space; int8: the backbone in 8 bit.",
 )
 @click.option(
     "--images",
@@ -57,7 +57,7 @@ def command(
     model: Path,
     file_format: str,
     output: Path,
-    precision: Literal["fp32", "fp16"],
+    precision: Literal["fp32", "fp16", "int8"],
     images: Path | None,
     data: Path | None,
     tolerance: float | None,

@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,12 @@ from adtr.errors import ConfigError, DataError, ModelError
 from adtr.progress import Progress, Silent
 from adtr.store import load_model, save_model
 
-TOLERANCES: dict[Precision, float] = {"fp32": 0.002, "fp16": 0.02}
+TOLERANCES: dict[Precision, float] = {"fp32": 0.002, "fp16": 0.02, "int8": 0.75}
 """Largest difference of a score or a map's value from the same network in float32, as a share of the threshold."""
 PARITY_IMAGES = 16
 """Good images on which parity is measured, where no others are given."""
+RANGE_IMAGES = 40
+"""Good images that tell int8 the ranges of the activations."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +74,7 @@ def export(
         detector: fitted.
         output: the file; its name ends in .onnx, .xml (OpenVINO; weights in .bin beside it) or .pt2 (torch).
         format: "onnx", "openvino" or "torch".
-        precision: "fp32"; "fp16" stores weights in half the space, and computes in float32 too.
+        precision: "fp32"; "fp16" stores weights in half the space; "int8" runs the backbone in 8 bit.
         images: on which parity is measured; by default some of the good images of the fit.
         data: a labelled data set, on whose test images parity and the change of AUROC are measured too.
         tolerance: largest difference of a score or a map's value from the same network in float32, as a share of the
@@ -89,9 +92,10 @@ def export(
     good = _good_images(detector)
     samples = detector.test_samples(data) if data is not None else []
     sources = _parity_images(images, good, needed=not samples)
+    ranges = _range_images(detector, good) if precision == "int8" else []
 
     twin = in_full_precision(detector)
-    draft: Draft = draft_class(DetectorGraph(twin.network_).eval(), precision)
+    draft: Draft = draft_class(DetectorGraph(twin.network_).eval(), precision, ranges)
     measured = recalibrate(draft.runtime(), detector, good, progress)
     calibration = measured or detector.calibration_
     rates = detector.fitted_config_.calibration
@@ -180,6 +184,16 @@ def _parity_images(images: object, good: Sequence[object], *, needed: bool) -> S
         raise DataError("the good images that the model learned from are not at hand; give some with --images")
     step = max(1, len(good) // PARITY_IMAGES)
     return good[::step][:PARITY_IMAGES]
+
+
+def _range_images(detector: AnomalyDetector, good: Sequence[object]) -> list[NDArray[np.uint8]]:
+    """Good images at network size that the thresholds do not come from."""
+    held_out = set(detector.metadata_["data"]["held_out_hashes"])
+    with closing(_load(detector, good)) as loaded:
+        pixels = [i.pixels for i in islice((i for i in loaded if loaded_hash(i) not in held_out), RANGE_IMAGES)]
+    if not pixels:
+        raise DataError("int8 needs good images of the fit for the ranges of its activations, and none is at hand")
+    return pixels
 
 
 def _load(detector: AnomalyDetector, sources: Iterable[object]) -> Generator[LoadedImage, None, None]:

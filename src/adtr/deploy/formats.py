@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
     from torch.export import ExportedProgram
 
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8"]
 
 _OPSET = 18
 _HALVED = 1024  # tensors of fewer numbers are not worth a cast
@@ -34,14 +34,17 @@ class OnnxDraft:
 
     Args:
         graph: to be exported.
-        precision: fp16 stores the weights in half precision, and computes in float32.
+        precision: fp16 stores the weights in half precision, and computes in float32; int8 runs the backbone in 8 bit.
+        images: good images at network size, (h, w, 3) uint8, that tell int8 the ranges of the activations.
 
     Raises:
         ConfigError: onnx or onnxscript is not installed.
     """
 
-    def __init__(self, graph: DetectorGraph, precision: Precision) -> None:
+    def __init__(self, graph: DetectorGraph, precision: Precision, images: Sequence[NDArray[np.uint8]]) -> None:
         self.model = to_onnx(graph)
+        if precision == "int8":
+            self.model = quantize(self.model, images)
         if precision == "fp16":
             halve_weights(self.model.graph)
 
@@ -67,10 +70,11 @@ class OnnxDraft:
 class OpenVinoDraft(OnnxDraft):
     """An OpenVINO model that is being made, by way of ONNX."""
 
-    def __init__(self, graph: DetectorGraph, precision: Precision) -> None:
+    def __init__(self, graph: DetectorGraph, precision: Precision, images: Sequence[NDArray[np.uint8]]) -> None:
         if not _is_installed("openvino"):
             raise ConfigError("OpenVINO models need openvino: pip install 'adtr[openvino]'")
-        super().__init__(graph, "fp32")  # OpenVINO halves the weights itself
+        # OpenVINO halves the weights itself.
+        super().__init__(graph, "fp32" if precision == "fp16" else precision, images)
         self._compress = precision == "fp16"
 
     def runtime(self) -> Runtime:
@@ -102,7 +106,12 @@ class TorchDraft:
         ConfigError: a precision other than fp32.
     """
 
-    def __init__(self, graph: DetectorGraph, precision: Precision) -> None:
+    def __init__(
+        self,
+        graph: DetectorGraph,
+        precision: Precision,
+        images: Sequence[NDArray[np.uint8]],  # noqa: ARG002 - as the others
+    ) -> None:
         if precision != "fp32":
             raise ConfigError(f"the torch format is written in fp32, not {precision}; choose another --format")
         self._program: ExportedProgram = export_program(graph)
@@ -185,6 +194,48 @@ def halve_weights(graph: GraphProto) -> None:
     nodes = [*casts, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
+
+
+def quantize(model: ModelProto, images: Sequence[NDArray[np.uint8]]) -> ModelProto:
+    """The backbone in 8 bit, weights channel by channel; all else stays float32.
+
+    Convolutions alone would not do: between them the runtimes would go to float32 and back.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._images: Iterator[NDArray[np.uint8]] = iter(images)
+
+        def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+            image = next(self._images, None)
+            return None if image is None else {INPUT: image[None]}
+
+    chosen: list[str] = []
+    of_backbone: set[str] = set()
+    for node in model.graph.node:  # convolutions, and the activations and shortcuts that follow them
+        if node.op_type == "Conv" or (node.op_type in ("Clip", "Relu", "Add") and of_backbone.intersection(node.input)):
+            chosen.append(node.name)
+            of_backbone.update(node.output)
+    with tempfile.TemporaryDirectory() as name:
+        source, target = Path(name, "float.onnx"), Path(name, "int8.onnx")
+        onnx.save(model, source)
+        quant_pre_process(source, source, skip_optimization=True, skip_symbolic_shape=True)
+        quantize_static(
+            source,
+            target,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            nodes_to_quantize=chosen,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+        quantized: ModelProto = onnx.load(target)
+    del quantized.metadata_props[:]
+    return quantized
 
 
 def _is_installed(name: str) -> bool:

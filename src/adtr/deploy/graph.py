@@ -68,7 +68,8 @@ def resize(images: Tensor, size: Size) -> Tensor:
     """Pillow's antialiased bilinear interpolation, which `adtr.data.images.resize` uses, as two matrix products.
 
     Pillow resizes along the rows, rounds to whole numbers, and then resizes along the columns, with weights that are
-    whole multiples of 2^-22. So does this; its sums are exact in double precision, and so equal Pillow's.
+    whole multiples of 2^-22. So does this, with sums that are exact in double precision: the result is Pillow's own.
+    Pillow 13 resizes the columns first where that is less work, mostly of tall images; there a pixel may differ by 1.
 
     Args:
         images: (B, H, W, 3) uint8.
