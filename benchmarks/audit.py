@@ -66,7 +66,7 @@ def find_planted(data: Embedded, share: float, seed: int, method: str, steps: in
     cache = part_of(data.cache, rows)
     started = time.perf_counter()
     if method == "nearest":
-        scores, _ = rank(cache, config, torch.device("cpu"), copies=data.copies(rows))
+        scores, _ = rank(cache, config, torch.device("cpu"))
     else:
         scores, _ = cross_fit(new_network(config), cache, 2, config.training)
     seconds = time.perf_counter() - started

@@ -71,8 +71,7 @@ def main() -> None:
             rows = np.concatenate([data.train, planted])
             kept = {"as it is": rows}
             if len(planted):
-                part, same = part_of(audited.cache, rows), audited.copies(rows)
-                scores, _ = rank(part, audit_config(seed=seed), torch.device("cpu"), copies=same)
+                scores, _ = rank(part_of(audited.cache, rows), audit_config(seed=seed), torch.device("cpu"))
                 order = rows[np.argsort(-scores)]
                 suspicious = order[: round(0.1 * len(order))]
                 kept["looked at"] = np.setdiff1d(rows, np.intersect1d(planted, suspicious))

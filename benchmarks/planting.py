@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adtr.config import Config
-from adtr.data.copies import find_copies, members_of
 from adtr.data.folder import Sample, open_dataset
 from adtr.device import choose_device, choose_precision
 from adtr.model.network import ADTR
@@ -30,8 +29,6 @@ class Embedded:
     """Rows of the good test images."""
     bad: NDArray[np.int64]
     """Rows of the defective ones."""
-    groups: list[list[int]]
-    """Rows of images that are copies of each other."""
 
     @classmethod
     def of(cls, folder: Path, config: Config) -> Embedded:
@@ -39,8 +36,6 @@ class Embedded:
         dataset = open_dataset(folder)
         samples = [*dataset.train, *dataset.test]
         embedded = embed_images(new_network(config), [sample.path for sample in samples])
-        members = members_of([sample.path for sample in dataset.train], dataset)
-        row_of = {id(member): row for row, member in enumerate(members)}
         rows, anomalous = np.arange(len(samples)), np.array([sample.is_anomalous for sample in samples])
         first = len(dataset.train)
         return cls(
@@ -50,13 +45,7 @@ class Embedded:
             train=rows[:first],
             good=rows[first:][~anomalous[first:]],
             bad=rows[anomalous],
-            groups=[[row_of[id(member)] for member in group.members] for group in find_copies(members)],
         )
-
-    def copies(self, rows: NDArray[np.int64]) -> list[list[int]]:
-        """Positions among `rows` of images that are copies of each other."""
-        position = {row: i for i, row in enumerate(rows.tolist())}
-        return [[position[row] for row in group if row in position] for group in self.groups]
 
     def plant(self, share: float, seed: int) -> NDArray[np.int64]:
         """Rows of defective images, as many as a share of the training images; a smaller share's are among them."""

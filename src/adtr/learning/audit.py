@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from adtr.progress import Progress, Silent
 from adtr.training.feature_cache import FeatureCache
 
 FEWEST = 3
-"""Different images that can be compared with each other."""
+"""Images that can be compared with each other."""
 
 BANK = 50_000
 """Tokens that each image is compared with; so the time grows with the number of images, not with its square."""
@@ -126,19 +125,16 @@ def audit(
     if isinstance(images, str | os.PathLike) and not Path(images).is_file():
         dataset = open_dataset(images)
     sources, _ = training_sources(dataset or images)
+    if len(sources) < FEWEST:
+        raise DataError(f"{len(sources)} good images are too few to compare with each other; give at least {FEWEST}")
     reader = Reader(on_error=on_error, progress=progress or Silent())
     chosen = choose_device(device)
     network = ADTR(config, backbone_weights).place(chosen, choose_precision(config.training.precision, chosen))
     embedded = reader.embed(network, sources)
+    scores, maps = rank(embedded.cache, config, chosen, reader.progress)
+    typical = Calibration.of(scores, maps)
     members = members_of(sources, dataset)
     copies = find_copies(members, on_error=on_error, skipped=reader.skipped, progress=progress)
-    row_of = {id(members[index]): row for row, index in enumerate(embedded.indices)}
-    groups = [[row_of[id(m)] for m in group.members if id(m) in row_of] for group in copies]
-    different = len(embedded.indices) - sum(len(group) - 1 for group in groups if group)
-    if different < FEWEST:
-        raise DataError(f"{different} different good images are too few to compare; give at least {FEWEST}")
-    scores, maps = rank(embedded.cache, config, chosen, copies=groups, progress=progress)
-    typical = Calibration.of(scores, maps)
     return Audit(
         images=[
             AuditedImage(
@@ -167,17 +163,11 @@ def audit_config(preset: str = "quick", **overrides: Any) -> Config:  # noqa: AN
 
 
 def rank(
-    cache: FeatureCache,
-    config: Config,
-    device: torch.device,
-    *,
-    copies: Sequence[Sequence[int]] = (),
-    progress: Progress | None = None,
+    cache: FeatureCache, config: Config, device: torch.device, progress: Progress | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """How far each image lies from the others: each token's distance to the nearest token of any other image.
 
-    Neither an image nor its copies vouch for it, and nothing is trained: a network that learns from all images learns
-    rare defects too.
+    No image vouches for itself, and nothing is trained: a network that learns from all images learns rare defects too.
     Features are standardised, brought to their main directions, and averaged with those of the tokens around them; the
     others are represented by some tokens of each.
     What is usual at a place of the grid is taken off: the map is in robust standard deviations of that place.
@@ -186,7 +176,6 @@ def rank(
         cache: features of the images, n of them.
         config: whose grid and comparison make scores of maps, and whose seed chooses tokens.
         device: where to compute.
-        copies: groups of images that are copies of each other and must not vouch for each other either.
         progress: told of every image.
 
     Returns:
@@ -205,12 +194,10 @@ def rank(
     bank, features = bank.flatten(0, 1).to(device), features.to(device)
     squares = bank.square().sum(dim=1)
     maps = torch.empty(images, tokens)
-    group_of = {i: group for group in copies for i in group}
     progress.start("comparing", total=images)
     for i, own in enumerate(features):
         distances = torch.addmm(squares, own, bank.T, alpha=-2)  # squared, but for the squares of `own`
-        for same in group_of.get(i, [i]):
-            distances[:, same * per_image : (same + 1) * per_image] = torch.inf
+        distances[:, i * per_image : (i + 1) * per_image] = torch.inf
         nearest = distances.amin(dim=1) + own.square().sum(dim=1)
         maps[i] = nearest.clamp_min(0).sqrt()
         progress.advance(1)
