@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -163,14 +164,16 @@ def to_onnx(graph: DetectorGraph) -> ModelProto:
             raise ConfigError(f"exporting needs {name}: pip install 'adtr[onnx]'")
     import torch
 
-    program = torch.onnx.export(
-        export_program(graph),
-        dynamo=True,
-        opset_version=_OPSET,
-        input_names=[INPUT],
-        output_names=list(Outputs._fields),
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
+        program = torch.onnx.export(
+            export_program(graph),
+            dynamo=True,
+            opset_version=_OPSET,
+            input_names=[INPUT],
+            output_names=list(Outputs._fields),
+            verbose=False,
+        )
     assert program is not None
     model: ModelProto = program.model_proto
     graph_proto = model.graph

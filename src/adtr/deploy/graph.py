@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -105,5 +106,6 @@ def export_program(graph: DetectorGraph) -> torch.export.ExportedProgram:
         torch.export.Dim("width", max=1 << 16),
     )
     example = torch.zeros(2, graph.size[0] + 3, graph.size[1] + 5, 3, dtype=torch.uint8)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
         return torch.export.export(graph, (example,), dynamic_shapes=({0: batch, 1: height, 2: width},), strict=False)
