@@ -94,8 +94,8 @@ def test_fit_info_predict_evaluate(run: Run, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     report = json.loads((tmp_path / "report.json").read_text())
     good = [row for row in shown if "/good/" in row["path"]]
-    assert report["false_alarms"] == sum(row["is_anomalous"] for row in good)
-    assert report["missed"] == sum(not row["is_anomalous"] for row in shown if row not in good)
+    assert report["false_alarms"]["count"] == sum(row["is_anomalous"] for row in good)
+    assert report["missed"]["count"] == sum(not row["is_anomalous"] for row in shown if row not in good)
 
 
 @posix

@@ -264,8 +264,11 @@ def test_categories_in_processes_give_the_same(root: Path, tmp_path: Path) -> No
     outputs = [tmp_path / "one", tmp_path / "two"]
     for jobs, output in enumerate(outputs, 1):
         assert experiment("mvtec", "--data", root, "-o", output, "--jobs", jobs) == 0
-    results = [{(r["category"], r["row"]): r["metrics"] for r in lines(output)} for output in outputs]
-    assert results[0] == results[1]
+    one, two = ({(r["category"], r["row"]): r["metrics"] for r in lines(output)} for output in outputs)
+    assert set(one) == set(two)
+    for key, metrics in one.items():  # as many threads as cores for each process, and rounding depends on them
+        for name in ("image_auroc", "pixel_auroc", "aupro"):
+            assert metrics[name] == pytest.approx(two[key][name], abs=1e-4)
 
 
 def test_figures_are_drawn_once_the_detectors_are_there(root: Path, tmp_path: Path) -> None:

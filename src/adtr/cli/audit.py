@@ -40,7 +40,7 @@ SHOWN_COPIES = 20
 @device_option
 @on_error_option
 @quiet_option
-@partial(configuration_flags, sections=("embedding", "reconstruction", "comparison", "training", "calibration"))
+@partial(configuration_flags, sections=("embedding", "comparison"))
 def command(
     data: Path,
     output: Path | None,
