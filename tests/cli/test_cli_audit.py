@@ -11,7 +11,7 @@ from PIL import Image
 from adtr.cli import main
 from conftest import SMALL, Run, defect_image
 
-FLAGS = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+FLAGS = [word for name in ("image_size", "grid_size") for word in (f"--{name.replace('_', '-')}", str(SMALL[name]))]
 
 
 def test_audit_lists_shows_and_records(dataset: Path, tmp_path: Path, run: Run) -> None:
@@ -44,7 +44,7 @@ def test_audit_lists_shows_and_records(dataset: Path, tmp_path: Path, run: Run) 
     [
         (["nowhere"], "no such folder: nowhere"),
         (["{data}", "--preset", "quik"], "did you mean quick?"),
-        (["{data}", "--width", "seven"], "width takes a whole number"),
+        (["{data}", "--image-size", "seven"], "image_size takes a number of pixels"),
         (["{data}", "-o", "{data}/train/good/000.png"], "is a file, not a folder"),
         (["{data}", "--top", "0"], "--top"),
     ],
