@@ -12,6 +12,7 @@ import click
 from adtr.cli.options import (
     check_output_file,
     device_option,
+    false_alarm_rate_option,
     on_error_option,
     progress_on_stderr,
     quiet_option,
@@ -32,12 +33,7 @@ COLUMNS = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap",
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--output", "-o", type=click.Path(path_type=Path), metavar="FILE", help="The numbers as JSON.")
 @click.option("--panels", type=click.Path(path_type=Path), metavar="DIR", help="A picture of every test image.")
-@click.option(
-    "--false-alarm-rate",
-    type=float,
-    metavar="X",
-    help="Share of good images that may be called anomalous.  [default: the model's]",
-)
+@false_alarm_rate_option
 @weights_option
 @device_option
 @on_error_option

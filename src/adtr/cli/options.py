@@ -80,6 +80,18 @@ on_error_option = click.option(
     show_default=True,
     help="What to do with an image that cannot be read; skipped ones are named and counted.",
 )
+false_alarm_rate_option = click.option(
+    "--false-alarm-rate",
+    type=float,
+    metavar="X",
+    help="Share of good images that may be called anomalous.  [default: the model's]",
+)
+unsure_rate_option = click.option(
+    "--unsure-rate",
+    type=float,
+    metavar="X",
+    help="Share of good images that may be called unsure or anomalous; 0: every verdict is sure.",
+)
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress and no summary on stderr.")
 
 

@@ -16,12 +16,14 @@ import click
 from adtr.cli.options import (
     check_output_file,
     device_option,
+    false_alarm_rate_option,
     on_error_option,
     progress_on_stderr,
     quiet_option,
     report_skipped,
     say,
     to_json,
+    unsure_rate_option,
     weights_option,
 )
 from adtr.errors import AdtrError, ConfigError, DataError
@@ -47,18 +49,8 @@ FIELDS = (
 @click.option("--maps", type=click.Path(path_type=Path), metavar="DIR", help="Anomaly maps as 32-bit float TIFF.")
 @click.option("--overlays", type=click.Path(path_type=Path), metavar="DIR", help="Heat maps over the images as JPEG.")
 @click.option("--coco", type=click.Path(path_type=Path), metavar="FILE", help="Marked regions as COCO JSON.")
-@click.option(
-    "--false-alarm-rate",
-    type=float,
-    metavar="X",
-    help="Share of good images that may be called anomalous.  [default: the model's]",
-)
-@click.option(
-    "--unsure-rate",
-    type=float,
-    metavar="X",
-    help="Share of good images that may be called unsure or anomalous; 0: every verdict is sure.",
-)
+@false_alarm_rate_option
+@unsure_rate_option
 @click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1, 4096), help="Images at a time.")
 @weights_option
 @device_option

@@ -10,6 +10,7 @@ import click
 from adtr.cli.options import (
     check_output_file,
     device_option,
+    false_alarm_rate_option,
     on_error_option,
     progress_on_stderr,
     quiet_option,
@@ -32,12 +33,7 @@ from adtr.errors import ConfigError
     metavar="FILE",
     help="The report, one HTML file.",
 )
-@click.option(
-    "--false-alarm-rate",
-    type=float,
-    metavar="X",
-    help="Share of good images that may be called anomalous.  [default: the model's]",
-)
+@false_alarm_rate_option
 @click.option(
     "--panels",
     default=12,

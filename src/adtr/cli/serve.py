@@ -7,7 +7,12 @@ from pathlib import Path
 
 import click
 
-from adtr.cli.options import device_option, weights_option
+from adtr.cli.options import (
+    device_option,
+    false_alarm_rate_option,
+    unsure_rate_option,
+    weights_option,
+)
 from adtr.errors import AdtrError, ConfigError
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
@@ -64,18 +69,8 @@ def byte_size(text: str) -> int:
 @click.option(
     "--feedback", type=click.Path(path_type=Path), metavar="DIR", help="Keep images that users mark, for adtr improve."
 )
-@click.option(
-    "--false-alarm-rate",
-    type=float,
-    metavar="X",
-    help="Share of good images that may be called anomalous.  [default: each model's]",
-)
-@click.option(
-    "--unsure-rate",
-    type=float,
-    metavar="X",
-    help="Share of good images that may be called unsure or anomalous; 0: every verdict is sure.",
-)
+@false_alarm_rate_option
+@unsure_rate_option
 @weights_option
 @device_option
 def command(

@@ -11,7 +11,14 @@ from typing import Literal
 
 import click
 
-from adtr.cli.options import device_option, quiet_option, say, weights_option
+from adtr.cli.options import (
+    device_option,
+    false_alarm_rate_option,
+    quiet_option,
+    say,
+    unsure_rate_option,
+    weights_option,
+)
 
 
 @click.command()
@@ -33,18 +40,8 @@ from adtr.cli.options import device_option, quiet_option, say, weights_option
     metavar="SECONDS",
     help="Between two looks; an image that did not change from one to the next is complete.",
 )
-@click.option(
-    "--false-alarm-rate",
-    type=float,
-    metavar="X",
-    help="Share of good images that may be called anomalous.  [default: the model's]",
-)
-@click.option(
-    "--unsure-rate",
-    type=float,
-    metavar="X",
-    help="Share of good images that may be called unsure or anomalous; 0: every verdict is sure.",
-)
+@false_alarm_rate_option
+@unsure_rate_option
 @weights_option
 @device_option
 @quiet_option
