@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,20 @@ class Evaluated:
         if not self.sample.is_anomalous:
             return np.zeros(self.prediction.size, np.bool_)
         return None if self.sample.mask is None else read_mask(self.sample.mask, self.prediction.size)
+
+
+def labelled_scores(judged: Iterable[tuple[Sample, float]]) -> tuple[list[float], list[float], list[str]]:
+    """Scores of the good images, scores of the anomalous ones and their types, as `adtr.decisions` takes them."""
+    good: list[float] = []
+    anomalous: list[float] = []
+    types: list[str] = []
+    for sample, score in judged:
+        if sample.is_anomalous:
+            anomalous.append(score)
+            types.append(sample.defect_type)
+        else:
+            good.append(score)
+    return good, anomalous, types
 
 
 def add_to_metrics(accumulator: MetricsAccumulator, item: Evaluated) -> None:

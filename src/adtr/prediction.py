@@ -62,6 +62,8 @@ class Prediction:
     @cached_property
     def regions(self) -> list[Region]:
         """Marked pixels as connected regions, the highest peak first."""
+        if self.score_map.max() * (1 + 1e-5) <= self.thresholds.pixel:  # nor does the enlarged map exceed it, anywhere
+            return []
         return find_regions(self.anomaly_map, self.region_labels)
 
     def to_dict(self) -> dict[str, Any]:

@@ -110,16 +110,7 @@ class FolderWatch:
         prediction = detector.judge([image])[0]
         if self._sort is not None:
             self._put(name, data, prediction)
-        return {
-            **row,
-            "score": prediction.score,
-            "p_value": prediction.p_value,
-            "severity": prediction.severity,
-            "threshold": prediction.thresholds.image,
-            "verdict": prediction.verdict,
-            "is_anomalous": prediction.is_anomalous,
-            "regions": [region.to_dict() for region in prediction.regions],
-        }
+        return {**row, **prediction.to_dict(), "brightness": image.brightness, "sharpness": image.sharpness}
 
     def _put(self, name: str, data: bytes, prediction: Prediction) -> None:
         """Before the row is written: after a crash in between it is put again, to the same place."""

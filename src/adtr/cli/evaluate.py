@@ -23,6 +23,7 @@ from adtr.cli.options import (
 from adtr.errors import ConfigError
 
 if TYPE_CHECKING:
+    from adtr.data.folder import Sample
     from adtr.metrics import Metrics, Scores
 
 COLUMNS = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro")
@@ -75,28 +76,24 @@ def command(
 
     from adtr.decisions import decide, trade_off
     from adtr.detector import AnomalyDetector
-    from adtr.evaluation import add_to_metrics
+    from adtr.evaluation import add_to_metrics, labelled_scores
     from adtr.metrics import MetricsAccumulator
 
     detector = AnomalyDetector.load(model, device=device, backbone_weights=backbone_weights)
     detector.set_rates(false_alarm_rate)
     accumulator = MetricsAccumulator()
-    good: list[float] = []
-    anomalous: list[tuple[float, str]] = []
+    judged: list[tuple[Sample, float]] = []
     started = time.perf_counter()
     with progress_on_stderr(quiet) as progress:
         stream = detector.evaluate_each(dataset, on_error=on_error, keep_images=panels is not None, progress=progress)
         for item in stream:
             add_to_metrics(accumulator, item)
-            if item.sample.is_anomalous:
-                anomalous.append((item.prediction.score, item.sample.defect_type))
-            else:
-                good.append(item.prediction.score)
+            judged.append((item.sample, item.prediction.score))
             if panels is not None:
                 save_panel(item, panel_paths[item.sample.path])
     metrics = accumulator.compute()
     report_skipped(detector.skipped_)
-    labelled = good, [score for score, _ in anomalous], [name for _, name in anomalous]
+    labelled = labelled_scores(judged)
     thresholds = detector.thresholds_
     decisions = decide(thresholds.image, thresholds.promised_rate, *labelled)
     report = {

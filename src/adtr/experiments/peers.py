@@ -167,13 +167,7 @@ def stfpm(bench: Bench) -> Scorer:
         model = torch_model.STFPMModel(layers=bench.layers(4, 8, 16), backbone=bench.name)
     bench.load_weights(model.teacher_model.feature_extractor)
     optimizer = torch.optim.SGD(model.student_model.parameters(), lr=0.4, momentum=0.9, weight_decay=1e-4)
-    loss = STFPMLoss()
-    model.train()
-    for images in bench.training_images():
-        optimizer.zero_grad()
-        loss(*model(images)).backward()
-        optimizer.step()
-    return _inference(model)
+    return _trained(model, optimizer, STFPMLoss(), bench)
 
 
 def reverse_distillation(bench: Bench) -> Scorer:
@@ -192,13 +186,7 @@ def reverse_distillation(bench: Bench) -> Scorer:
     bench.load_weights(model.encoder.feature_extractor)
     parameters = [*model.decoder.parameters(), *model.bottleneck.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=0.005, betas=(0.5, 0.99))
-    loss = ReverseDistillationLoss()
-    model.train()
-    for images in bench.training_images():
-        optimizer.zero_grad()
-        loss(*model(images)).backward()
-        optimizer.step()
-    return _inference(model)
+    return _trained(model, optimizer, ReverseDistillationLoss(), bench)
 
 
 def ganomaly(bench: Bench) -> Scorer:
@@ -222,6 +210,15 @@ def ganomaly(bench: Bench) -> Scorer:
         discriminator.zero_grad()
         of_discriminator(judged_real, model.discriminator(fake.detach())[0]).backward()
         discriminator.step()
+    return _inference(model)
+
+
+def _trained(model: nn.Module, optimizer: torch.optim.Optimizer, loss: nn.Module, bench: Bench) -> Scorer:
+    model.train()
+    for images in bench.training_images():
+        optimizer.zero_grad()
+        loss(*model(images)).backward()
+        optimizer.step()
     return _inference(model)
 
 

@@ -16,7 +16,7 @@ from adtr.data.folder import Dataset, open_dataset
 from adtr.data.images import read_mask
 from adtr.data.loading import SkippedImage
 from adtr.decisions import Decisions, decide, trade_off
-from adtr.evaluation import add_to_metrics
+from adtr.evaluation import add_to_metrics, labelled_scores
 from adtr.metrics import GOOD, Metrics, MetricsAccumulator
 from adtr.predictor import OnError, Predictor
 from adtr.progress import Progress, Silent
@@ -133,11 +133,7 @@ def gather(
         )
     skipped = detector.skipped_
     anomalous = [image for image in images if image.sample.is_anomalous]
-    scores = (
-        [image.score for image in images if not image.sample.is_anomalous],
-        [image.score for image in anomalous],
-        [image.sample.defect_type for image in anomalous],
-    )
+    scores = labelled_scores((image.sample, image.score) for image in images)
     thresholds, calibration = detector.thresholds_, detector.calibration_
 
     alarms = [image for image in images if not image.sample.is_anomalous and image.verdict == "anomalous"]
