@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from adtr.model.network import ADTR
 
-FORMAT = 2
+FORMAT = 3
 WEIGHTS, CONFIG, METADATA, BACKBONE = "model.safetensors", "config.json", "metadata.json", "backbone.safetensors"
 FEATURES = "features.safetensors"
 EXPORTED = (".onnx", ".xml")
@@ -57,6 +57,7 @@ def save_model(
         **{f"reconstruction.{name}": value for name, value in network.reconstruction.state_dict().items()},
         "feature_mean": network.feature_mean,
         "feature_std": network.feature_std,
+        **{f"memory.{name}": value for name, value in network.memory.stored().items()},
     }
     files: dict[str, bytes] = {
         WEIGHTS: save(_contiguous(state)),
@@ -185,6 +186,8 @@ def load_model(
     try:
         network.feature_mean.copy_(state.pop("feature_mean"))
         network.feature_std.copy_(state.pop("feature_std"))
+        memory = {name: state.pop(name) for name in list(state) if name.startswith("memory.")}
+        network.memory.restore({name.removeprefix("memory."): tensor for name, tensor in memory.items()})
         network.reconstruction.load_state_dict({n.removeprefix("reconstruction."): t for n, t in state.items()})
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())
