@@ -32,10 +32,9 @@ def test_a_description_is_the_token_and_the_mean_around_it() -> None:
     for image in range(2):
         for y in range(3):
             for x in range(4):
-                around = [
-                    own[image, v * 4 + u] for v in range(3) for u in range(4) if abs(v - y) < 2 and abs(u - x) < 2
-                ]
-                literal = np.concatenate([own[image, y * 4 + x], NEIGHBOURHOOD_WEIGHT * np.mean(around, axis=0)])
+                near = [(v, u) for v in range(3) for u in range(4) if abs(v - y) < 2 and abs(u - x) < 2]
+                around = np.mean([own[image, v * 4 + u] for v, u in near], axis=0)
+                literal = np.concatenate([own[image, y * 4 + x], around])
                 np.testing.assert_allclose(described[image, y * 4 + x], literal, rtol=1e-5, atol=1e-6)
 
 

@@ -62,6 +62,7 @@ def test_only_training_images_are_remembered_and_the_same_ones_each_time(network
     assert not torch.equal(network.memory.patches, patches)
 
 
+@torch.inference_mode()
 def test_the_scale_gives_distance_and_error_one_mean_over_training_images(network: ADTR) -> None:
     cache = cache_of(network)
     remember(network, cache, torch.arange(6), 0)
@@ -73,6 +74,7 @@ def test_the_scale_gives_distance_and_error_one_mean_over_training_images(networ
     assert 0.8 < float(fresh / error) < 1.25
 
 
+@torch.inference_mode()
 def test_the_map_is_the_sum_of_both_and_the_paper_remembers_nothing(network: ADTR) -> None:
     cache = cache_of(network)
     remember(network, cache, torch.arange(4), 0)
@@ -80,7 +82,7 @@ def test_the_map_is_the_sum_of_both_and_the_paper_remembers_nothing(network: ADT
     features = cache[torch.tensor([4, 5])]
     error = network.difference(features).norm(dim=-1).unflatten(-1, (8, 8))
     weight = CONFIG.comparison.memory_weight
-    np.testing.assert_allclose(both, (error + weight * network.memory(features)).detach(), rtol=1e-4)
+    np.testing.assert_allclose(both, (error + weight * network.memory(features)), rtol=1e-4)
 
     paper = ADTR(load_preset("paper-mvtec").override(**SMALL, backbone=CONFIG.embedding.backbone), "random").eval()
     remember(paper, cache, torch.arange(4), 0)
