@@ -62,6 +62,8 @@ class Memory(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Distance to the nearest remembered patch, in units of s(u): (B, N, C) to (B, H, W) float32."""
+        if not torch.compiler.is_exporting() and features.device.type == "cpu" and len(features) > 1:
+            return torch.cat([self(image) for image in features.split(1)])  # N * M products stay in the caches
         distance = nearest_distance(self.describe(features), self.patches)
         return (self.scale * distance).unflatten(-1, self.grid)
 
@@ -88,7 +90,10 @@ class Memory(nn.Module):
 
 
 def nearest_distance(points: Tensor, others: Tensor) -> Tensor:
-    """Euclidean distance of points (..., D) to the nearest of others (M, D), (...) float32."""
+    """Euclidean distance of points (..., D) to the nearest of others (M, D), (...) float32.
+
+    The search may be rounded, in bf16 say; the distance to what it found is not.
+    """
     products = (points @ others.T).float()
-    squares = points.square().sum(-1) + (others.square().sum(-1) - 2 * products).amin(-1)
-    return squares.clamp_min(0).sqrt()
+    nearest = (others.square().sum(-1) - 2 * products).argmin(-1)
+    return torch.linalg.vector_norm(points - others[nearest], dim=-1)
