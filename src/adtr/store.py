@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from adtr.calibration import Calibration
 from adtr.config import Config
-from adtr.errors import ConfigError, ModelError
+from adtr.errors import AdtrError, AdtrWarning, ConfigError, ModelError
 from adtr.files import check_disposable, file_sha256, replace_file, replace_folder
 
 if TYPE_CHECKING:
@@ -26,6 +28,14 @@ WEIGHTS, CONFIG, METADATA, BACKBONE = "model.safetensors", "config.json", "metad
 FEATURES = "features.safetensors"
 EXPORTED = (".onnx", ".xml")
 """Ends of the names of exported files that adtr itself can run."""
+SEAL = "sha256"
+"""Key of the metadata whose value covers all others."""
+OWN_KEYS = frozenset({"format", "calibration", "backbone", "files", "features", "features_sha256", SEAL})
+"""Of the metadata, what belongs to the folder; the rest is the detector's record."""
+READS = 20
+"""So often a model that is replaced meanwhile is read anew."""
+
+T = TypeVar("T")
 
 
 def save_model(
@@ -50,7 +60,7 @@ def save_model(
     Raises:
         AdtrError: the folder cannot be written, or holds something that is no model.
     """
-    from safetensors.torch import save, save_file
+    from safetensors.torch import save
 
     check_replaceable(folder)
     state = {
@@ -78,10 +88,11 @@ def save_model(
         "features": None if features is None else list(features.shape),
     }
     with replace_folder(folder) as draft:
-        if features is not None:  # may be larger than the memory: written from where they lie
-            save_file({"features": features.contiguous()}, draft / FEATURES)
+        if features is not None:
+            metadata["features_sha256"] = _write_features(draft / FEATURES, features)
         for name, data in files.items():
             replace_file(draft / name, data)
+        metadata[SEAL] = _seal(metadata)
         replace_file(draft / METADATA, json.dumps(metadata, indent=2) + "\n")
 
 
@@ -103,6 +114,34 @@ def read_metadata(folder: Path) -> tuple[Config, Calibration, dict[str, Any]]:
     Raises:
         ModelError: no model, or a file is missing, altered or of a newer format.
     """
+    return _of_one_model(folder, lambda: _read_metadata(folder))
+
+
+def _of_one_model(folder: Path, read: Callable[[], T]) -> T:
+    """What is read of a model, and anew where the model was replaced meanwhile: never parts of two models."""
+    for _ in range(READS):
+        before = _identity(folder)
+        try:
+            result = read()
+        except ModelError:
+            if _identity(folder) == before:
+                raise
+        else:
+            if _identity(folder) == before:
+                return result
+    raise ModelError(f"{folder} is replaced all the time; read it when it has come to rest")
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """Changes when a model is replaced; None where there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino, stat.st_mtime_ns
+
+
+def _read_metadata(folder: Path) -> tuple[Config, Calibration, dict[str, Any]]:
     if is_exported(folder):
         from adtr.deploy.sealed import read_sealed
 
@@ -128,6 +167,8 @@ def read_metadata(folder: Path) -> tuple[Config, Calibration, dict[str, Any]]:
             raise ModelError(f"the model {folder} lacks {name}; copy the whole folder again")
         if file_sha256(folder / name) != digest:
             raise ModelError(f"{folder / name} is not what was saved (its SHA-256 differs); copy the folder again")
+    if metadata.get(SEAL, _seal(metadata)) != _seal(metadata):  # those of older models have none
+        raise ModelError(f"{folder / METADATA} is not what was saved (its SHA-256 differs); copy the folder again")
     needed = [WEIGHTS, CONFIG, *([BACKBONE] if backbone["stored"] else [])]
     if not set(needed) <= set(recorded):
         raise ModelError(f"{folder / METADATA} does not record {' and '.join(needed)}")
@@ -167,9 +208,15 @@ def load_model(
     Raises:
         ModelError: the folder is incomplete or altered, or the backbone is not the one of training.
     """
+    return _of_one_model(folder, lambda: _load_model(folder, backbone_weights))
+
+
+def _load_model(
+    folder: Path, backbone_weights: str | os.PathLike[str] | None
+) -> tuple[ADTR, Calibration, dict[str, Any]]:
     from adtr.model.network import ADTR
 
-    config, calibration, metadata = read_metadata(folder)
+    config, calibration, metadata = _read_metadata(folder)
     recorded = metadata["backbone"]
     if recorded["stored"]:
         backbone_weights = folder / BACKBONE
@@ -193,24 +240,46 @@ def load_model(
 
 
 def read_features(folder: Path, metadata: dict[str, Any]) -> Tensor | None:
-    """The good images' features of a model folder, mapped, not read; None where `fit` did not keep them.
+    """The good images' features of a model folder, mapped; None where `fit` did not keep them.
 
-    Raises:
-        ModelError: they are missing or do not have the recorded shape.
+    Those that are damaged are named in a warning, and None too: they can be computed again from the images.
     """
     shape = metadata.get("features")
     if shape is None:
         return None
-    if not (folder / FEATURES).is_file():
-        raise ModelError(f"the model {folder} lacks {FEATURES}; copy the whole folder again")
-    features = _read_tensors(folder / FEATURES).get("features")
-    if (
-        features is None
-        or list(features.shape) != list(shape)
-        or len(features) != len(metadata["data"]["image_hashes"])
-    ):
-        raise ModelError(f"{folder / FEATURES} does not fit {METADATA}; copy the whole folder again")
+    path = folder / FEATURES
+    try:
+        features = _read_tensors(path)["features"]
+        if list(features.shape) != list(shape) or len(features) != len(metadata["data"]["image_hashes"]):
+            raise ModelError(f"{path} does not fit {METADATA}")
+        digest = file_sha256(path)
+        if metadata.get("features_sha256", digest) != digest:
+            raise ModelError(f"{path} is not what was saved (its SHA-256 differs)")
+    except (ModelError, KeyError) as error:
+        reason = str(error) if isinstance(error, ModelError) else f"{path} holds no features"
+        warnings.warn(f"{reason}; the good images are read again where they are needed", AdtrWarning, stacklevel=2)
+        return None
     return features
+
+
+def _write_features(path: Path, features: Tensor) -> str:
+    """They may be larger than the memory: written from where they lie. The file's SHA-256."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file({"features": features.contiguous()}, path)
+    except SafetensorError as error:
+        raise AdtrError(f"cannot write {path}: {' '.join(str(error).split())}; make room") from error
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    return file_sha256(path)
+
+
+def _seal(metadata: dict[str, Any]) -> str:
+    """SHA-256 of all else in the metadata, as JSON has it."""
+    values = json.loads(json.dumps({name: value for name, value in metadata.items() if name != SEAL}))
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:

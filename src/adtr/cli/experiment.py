@@ -13,6 +13,7 @@ from adtr.cli.options import (
     SectionedCommand,
     configuration_flags,
     device_option,
+    hold_output,
     progress_on_stderr,
     quiet_option,
     say,
@@ -98,7 +99,6 @@ def command(
     """
     from adtr.experiments.records import FILE, Records
     from adtr.experiments.runs import Request, run
-    from adtr.files import check_writable
 
     given = {key: value for key, value in flags.items() if value is not None}
     if "seed" in given:
@@ -121,7 +121,7 @@ def command(
     )
     for planned in plan.rows:
         request.config(planned, request.seeds[0])  # a wrong field fails before any work
-    check_writable(output)
+    click.get_current_context().with_resource(hold_output(output))
     if name == FIGURES:
         from adtr.experiments.figures import draw
 
