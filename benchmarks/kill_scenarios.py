@@ -31,7 +31,7 @@ NETWORK = {
 LESSON = {"improve_max_steps": 4, "improve_epochs": 4}
 FIT = {**NETWORK, "holdout_min": 4}
 IMAGES = 16
-IMPORTS = ("lightning_fabric", "sklearn.metrics", "timm", "adtr.cli.fit", "adtr.learning.fit", "adtr.training.loop")
+IMPORTS = ("lightning_fabric", "sklearn.metrics", "adtr.cli.fit", "adtr.learning.fit", "adtr.training.loop")
 
 
 def flags(values: dict[str, object]) -> list[str]:
@@ -178,9 +178,11 @@ class Watch(Scenario):
 
     def arguments(self, place: Path) -> list[str]:
         inbox, base = str((place / "materials/inbox").resolve()), str((place / "materials/base").resolve())
-        return ["watch", inbox, "-m", base, "-o", str(place / "out"), "--sort", "copy", "--interval", "0.05", "-q"]
+        return ["watch", inbox, "-m", base, "-o", str(place / "out"), "--sort", "copy", "--interval", "0.05"]
 
     def has_done(self, place: Path) -> bool:
+        if "watching" not in (place / "log.txt").read_text():  # it does not listen yet
+            return False
         return len(whole_lines(place / "out/results.jsonl")) >= len(list((place / "materials/inbox").iterdir()))
 
     def check_killed(self, place: Path, expected: Path, *, older: bool) -> None:  # noqa: ARG002 - there is none
@@ -203,7 +205,9 @@ traced: object = None
 def prepare(folder: Path, commands: Sequence[str], in_child: Callable[[Callable[[], None]], None]) -> Path:
     """Images, an inbox, models to start from and to be replaced; all small enough for a command to take a second."""
     from adtr import AnomalyDetector
+    from adtr.model.backbones import import_timm
 
+    import_timm()
     for name in (*IMPORTS, *(name for command in commands for name in SCENARIOS[command].imports)):
         import_module(name)  # so that not every child must
 

@@ -1,8 +1,10 @@
-"""Commands that are killed, at random moments and before and after every write, then run again: is anything lost?
+"""Commands that are killed, refused a write, or short of memory, then run again: is anything lost?
 
-Each trial starts a command, ends it with SIGKILL, checks that nothing half-written is taken for whole, perhaps does so
-once more, then runs the same command to its end. What it leaves must be what an uninterrupted run leaves: the same bits
-of the model, each result once, and no other files. Works on POSIX systems.
+Each trial starts a command and ends it with SIGKILL at a random moment, or before or after one of its writes; or it
+refuses that write and all that follow (disk full, read-only, input/output error), or lends the command little memory,
+which must then say so in one line and exit with 2. Nothing half-written may be taken for whole. At last the same
+command runs to its end, and must leave what an uninterrupted run leaves: the same bits of the model, each result once,
+and no other files. Needs Linux.
 """
 
 from __future__ import annotations
@@ -11,47 +13,66 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: the children are forked from a process with one thread
 
+import argparse
 import builtins
+import errno
 import io
 import random
+import re
+import resource
 import shutil
 import signal
 import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from adtr.errors import AdtrError
 from common import parser, table, write
 from kill_scenarios import SCENARIOS, Scenario, prepare
 
 WRITES = ("open", "fsync", "rename", "replace", "truncate", "unlink", "rmdir", "mkdir", "symlink")
 """Of the module `os`: before and after each of these, on a file of the trial, a command may be killed."""
+ERRORS = (errno.ENOSPC, errno.EROFS, errno.EIO)
 
 
 @dataclass(frozen=True)
-class Kill:
-    """When a command is killed."""
+class Fault:
+    """What happens to a command: it is killed, unless `error` or `memory` is given."""
 
     after: float | None = None
-    """Seconds."""
+    """Killed after so many seconds."""
     point: int | None = None
-    """Number of the write point; even ones lie before a write, odd ones after it."""
+    """At this write point; even ones lie before a write, odd ones after it."""
+    error: int | None = None
+    """What the system says to the write at `point`, and to all later ones."""
+    memory: int | None = None
+    """MiB of address space that it may have more than at its start."""
+
+    def describe(self, points: list[str]) -> str:
+        """One line."""
+        if self.memory is not None:
+            return f"with {self.memory} MiB"
+        if self.point is None:
+            return f"killed after {self.after:.3f} s"
+        return f"{'killed' if self.error is None else os.strerror(self.error)} {points[self.point]}"
 
 
 class WritePoints:
-    """Counts the writes to files below a folder by wrapping the calls of the system, and kills at one of them.
+    """Counts the writes to files below a folder by wrapping the calls of the system, and lets a fault happen at one.
 
     Args:
         root: whose files count.
-        kill_at: the point; None for none.
+        fault: the fault, if any.
         log: receives a line for each point.
     """
 
-    def __init__(self, root: Path, kill_at: int | None, log: Path | None) -> None:
-        self.root, self.kill_at, self.log = str(root), kill_at, log.open("w") if log else None
+    def __init__(self, root: Path, fault: Fault | None, log: Path | None) -> None:
+        self.root, self.fault, self.log = str(root), fault, log.open("w") if log else None
         self.count = 0
 
     def install(self) -> None:
@@ -91,7 +112,10 @@ class WritePoints:
         return place.removeprefix(self.root) if place.startswith(self.root) else None
 
     def _point(self, what: str) -> None:
-        if self.count == self.kill_at:
+        fault = self.fault
+        if fault and fault.error is not None and self.count >= fault.point and what.startswith("before"):
+            raise OSError(fault.error, os.strerror(fault.error))
+        if fault and fault.error is None and self.count == fault.point:
             os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(60)  # until it comes
         self.count += 1
@@ -99,7 +123,7 @@ class WritePoints:
             print(what, file=self.log, flush=True)
 
 
-def start(scenario: Scenario, place: Path, kill: Kill | None = None, points: Path | None = None) -> int:
+def start(scenario: Scenario, place: Path, fault: Fault | None = None, points: Path | None = None) -> int:
     """A child that runs the scenario's command; its process number."""
     assert threading.active_count() == 1, "a fork takes only one thread with it"
     child = os.fork()
@@ -107,7 +131,7 @@ def start(scenario: Scenario, place: Path, kill: Kill | None = None, points: Pat
         return child
     code = 70
     try:
-        output = os.open(place / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        output = os.open(place / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1), os.dup2(output, 2)
         from adtr.cli import main
         from adtr.training import loop
@@ -115,8 +139,12 @@ def start(scenario: Scenario, place: Path, kill: Kill | None = None, points: Pat
         loop.CHECKPOINT_SECONDS = 0.0
         tempfile.tempdir = str(place / "tmp")
         scenario.patch()
-        if points or (kill and kill.point is not None):
-            WritePoints(place / "out", kill.point if kill else None, points).install()
+        if points or (fault and fault.point is not None):
+            WritePoints(place / "out", fault, points).install()
+        if fault and fault.memory is not None:
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            limit = pages * resource.getpagesize() + (fault.memory << 20)
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         main(scenario.arguments(place))
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
@@ -129,9 +157,9 @@ def start(scenario: Scenario, place: Path, kill: Kill | None = None, points: Pat
         os._exit(code)
 
 
-def finish(scenario: Scenario, place: Path, child: int, kill: Kill | None = None) -> int | None:
+def finish(scenario: Scenario, place: Path, child: int, fault: Fault | None = None) -> int | None:
     """The exit code; None where it was killed. A command that does not end is stopped once it has done its work."""
-    deadline = time.monotonic() + (kill.after if kill and kill.after is not None else 120)
+    deadline = time.monotonic() + (fault.after if fault and fault.after is not None else 120)
     stopped = False
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -139,7 +167,7 @@ def finish(scenario: Scenario, place: Path, child: int, kill: Kill | None = None
             return os.waitstatus_to_exitcode(status) if not os.WIFSIGNALED(status) else None
         if time.monotonic() > deadline:
             os.kill(child, signal.SIGKILL)
-        elif not stopped and (not kill or kill.after is None) and scenario.has_done(place):
+        elif not stopped and (not fault or fault.after is None) and scenario.has_done(place):
             os.kill(child, signal.SIGTERM)
             stopped = True
         time.sleep(0.002)
@@ -165,7 +193,7 @@ class Campaign:
         log = folder / "points.txt"
         finish(scenario, traced, start(scenario, traced, points=log))
         self.points = log.read_text().splitlines()
-        self.kills = {"random": 0, "write point": 0}
+        self.counts: Counter[str] = Counter()
         self.problems: list[str] = []
 
     def _place(self, name: str, *, older: bool = False) -> Path:
@@ -179,49 +207,57 @@ class Campaign:
         code = finish(self.scenario, place, start(self.scenario, place))
         assert code == 0, f"exit code {code}: {(place / 'log.txt').read_text()[-2000:]}"
 
-    def trial(self, name: str, kills: list[Kill], *, older: bool) -> None:
-        """Kill, look, perhaps again; then let the command end, and compare."""
-        place = self._place(name, older=older)
+    def trial(self, faults: list[Fault], *, older: bool) -> None:
+        """Let the faults happen, look what is there after each, let the command end, and compare."""
+        self.counts["trials"] += 1
+        place = self._place(f"trial-{self.counts['trials']}", older=older)
         try:
-            for kill in kills:
-                code = finish(self.scenario, place, start(self.scenario, place, kill), kill)
-                if code is not None:
-                    assert code == 0, f"exit code {code}: {(place / 'log.txt').read_text()[-2000:]}"
-                    continue
-                self.kills["random" if kill.point is None else "write point"] += 1
+            for fault in faults:
+                code = finish(self.scenario, place, start(self.scenario, place, fault), fault)
+                said = (place / "log.txt").read_text()
+                if code is None:
+                    self.counts["random kills" if fault.point is None else "kills at writes"] += 1
+                elif code == 2 and (fault.error or fault.memory):
+                    self.counts["writes refused" if fault.error else "memory refused"] += 1
+                    assert len(re.findall(r"^adtr: error: .+$", said, re.MULTILINE)) == 1, f"said {said[-2000:]}"
+                    assert "Traceback" not in said, f"said {said[-2000:]}"
+                else:
+                    assert code == 0, f"exit code {code}: {said[-2000:]}"
                 self.scenario.check_killed(place, self.expected, older=older)
             self._complete(place)
             self.scenario.check_complete(place, self.expected)
-        except AssertionError as error:
-            where = [self.points[k.point] if k.point is not None else f"{k.after:.3f} s" for k in kills]
-            self.problems.append(f"{self.scenario.name}: {name}, killed {', then '.join(where)}: {error}")
-        else:
+        except (AssertionError, AdtrError) as error:
+            what = ", then ".join(fault.describe(self.points) for fault in faults)
+            self.problems.append(f"{self.scenario.name} {what}: {error}")
+        finally:
             shutil.rmtree(place)
 
-    def run(self, randoms: int, points: int | None, rng: random.Random) -> dict[str, object]:
-        """Kills at random moments, and at all write points or some of them."""
-        for i in range(randoms):
-            moments = [Kill(after=rng.uniform(0, 1.02 * self.seconds)) for _ in range(rng.choice((1, 1, 2)))]
-            self.trial(f"random-{i}", moments, older=rng.random() < 0.5)
-        numbers = range(len(self.points))
-        if points is not None and points < len(self.points):
-            numbers = sorted(rng.sample(numbers, points))
-        for number in numbers:
-            self.trial(f"point-{number}", [Kill(point=number)], older=rng.random() < 0.5)
-        return {
-            "command": self.scenario.name,
-            "seconds": self.seconds,
-            "write points": len(self.points),
-            "kills at write points": self.kills["write point"],
-            "kills at random moments": self.kills["random"],
-            "problems": len(self.problems),
-        }
+    def run(self, given: argparse.Namespace, share: int, rng: random.Random) -> dict[str, object]:
+        """All trials; the numbers of those at writes are at most what was asked for."""
+        count = len(self.points)
+        faults = [
+            [Fault(after=rng.uniform(0, 1.02 * self.seconds)) for _ in range(rng.choice((1, 1, 2)))]
+            for _ in range(share)
+        ]
+        kills = range(count) if given.points is None else sorted(rng.sample(range(count), min(given.points, count)))
+        faults += [[Fault(point=point)] for point in kills]
+        writes = range(0, count, 2)
+        refused = writes if given.errors is None else sorted(rng.sample(writes, min(given.errors, len(writes))))
+        faults += [[Fault(point=point, error=rng.choice(ERRORS))] for point in refused]
+        faults += [[Fault(memory=rng.randrange(60))] for _ in range(given.memory)]
+        for trial in faults:
+            self.trial(trial, older=rng.random() < 0.5)
+        names = ("trials", "random kills", "kills at writes", "writes refused", "memory refused")
+        counts = {name: self.counts[name] for name in names}
+        return {"command": self.scenario.name, "writes": count // 2, **counts, "problems": len(self.problems)}
 
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--count", type=int, default=100, help="trials at random moments, over all commands")
-    options.add_argument("--points", type=int, help="trials at write points for each command; by default at every one")
+    options.add_argument("--count", type=int, default=100, help="trials with random kills, over all commands")
+    options.add_argument("--points", type=int, help="kills before or after a write, for each command; default: all")
+    options.add_argument("--errors", type=int, help="refused writes, for each command; default: all")
+    options.add_argument("--memory", type=int, default=10, help="limits of memory, for each command")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--commands", nargs="*", choices=list(SCENARIOS), default=list(SCENARIOS))
     given = options.parse_args()
@@ -232,7 +268,7 @@ def main() -> None:
         for i, command in enumerate(given.commands):
             campaign = Campaign(SCENARIOS[command], materials, Path(name) / command)
             share = given.count * (i + 1) // len(given.commands) - given.count * i // len(given.commands)
-            rows.append(campaign.run(share, given.points, rng))
+            rows.append(campaign.run(given, share, rng))
             problems += campaign.problems
             for problem in campaign.problems:
                 print(problem, file=sys.stderr, flush=True)
