@@ -31,11 +31,10 @@ def replace_file(path: Path, data: bytes | str) -> None:
         draft = _draft(path)
         with hold_file(draft):
             try:
-                handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | NO_FOLLOW, 0o666)
-                with os.fdopen(handle, "wb") as file:
+                with open(draft, "wb", opener=_unless_a_link) as file:
                     file.write(payload)
                     file.flush()
-                    os.fsync(handle)
+                    os.fsync(file.fileno())
                 draft.replace(path)
             except BaseException:
                 draft.unlink(missing_ok=True)
@@ -84,18 +83,16 @@ def append_line(path: Path, line: str) -> None:
     Raises:
         AdtrError: the file has gone or cannot be written, or the disk is full.
     """
-    with explained(path), hold_file(path, create=False):
-        handle = os.open(path, os.O_RDWR | os.O_APPEND)
-        with os.fdopen(handle, "ab+", buffering=0) as file:
-            end = _cut_part_of_a_line(file)
-            rest = memoryview(line.encode("utf-8", "backslashreplace") + b"\n")
-            try:
-                while rest:
-                    rest = rest[file.write(rest) :]
-                os.fsync(handle)
-            except BaseException:
-                file.truncate(end)
-                raise
+    with explained(path), hold_file(path, create=False), open(path, "ab+", buffering=0, opener=_if_there) as file:
+        end = _cut_part_of_a_line(file)
+        rest = memoryview(line.encode("utf-8", "backslashreplace") + b"\n")
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except BaseException:
+            file.truncate(end)
+            raise
 
 
 def open_lines(path: Path) -> list[bytes]:
@@ -183,6 +180,14 @@ def file_sha256(path: Path) -> str:
 
 def _draft(path: Path) -> Path:
     return path.with_name(f".{path.name}.draft")
+
+
+def _unless_a_link(path: str, flags: int) -> int:
+    return os.open(path, flags | NO_FOLLOW, 0o666)
+
+
+def _if_there(path: str, flags: int) -> int:
+    return os.open(path, flags & ~os.O_CREAT)
 
 
 def _clear(folder: Path) -> None:

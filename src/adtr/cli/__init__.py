@@ -84,9 +84,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command. A user's mistake is one line on stderr and exit code 2; a bug is a traceback and 1."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # any file name can be printed; in JSON the replacement is an escape
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
-    warnings.showwarning = partial(_show_warning, warnings.showwarning)
     try:
-        result = cli.main(args=arguments, prog_name="adtr", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = partial(_show_warning, warnings.showwarning)
+            result = cli.main(args=arguments, prog_name="adtr", standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else error.format_message())
