@@ -181,7 +181,8 @@ class Watch(Scenario):
         return ["watch", inbox, "-m", base, "-o", str(place / "out"), "--sort", "copy", "--interval", "0.05"]
 
     def has_done(self, place: Path) -> bool:
-        if "watching" not in (place / "log.txt").read_text():  # it does not listen yet
+        log = place / "log.txt"
+        if not log.exists() or "watching" not in log.read_text():  # it does not listen yet
             return False
         return len(whole_lines(place / "out/results.jsonl")) >= len(list((place / "materials/inbox").iterdir()))
 

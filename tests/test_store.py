@@ -139,20 +139,21 @@ def test_a_model_that_is_replaced_while_it_is_read_is_read_anew(
     other.network_, other.fitted_config_ = detector.network_, other.config
     other.calibration_, other.metadata_ = detector.calibration_, {**detector.metadata_, "created": "later"}
     reads = []
+    read = store._read
 
-    def read_and_replace(path: Path) -> str:
-        digest = file_sha256(path)
+    def read_and_replace(path: Path) -> bytes:
+        data = read(path)
         reads.append(path.name)
-        if len(reads) == 1:  # the metadata are those of the old model, the next file would be one of the new
+        if len(reads) == 2:  # metadata and weights are those of the old model, the configuration would be the new one's
             other.set_rates()
             other.save(copy)
-        return digest
+        return data
 
-    monkeypatch.setattr(store, "file_sha256", read_and_replace)
+    monkeypatch.setattr(store, "_read", read_and_replace)
     config, _, metadata = read_metadata(copy)
     assert metadata["created"] == "later"
     assert config.calibration.false_alarm_rate == 0.5
-    assert reads == [WEIGHTS, CONFIG, WEIGHTS, CONFIG]
+    assert reads == [METADATA, WEIGHTS, CONFIG] * 2
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, CONFIG, METADATA])

@@ -114,21 +114,18 @@ def read_metadata(folder: Path) -> tuple[Config, Calibration, dict[str, Any]]:
     Raises:
         ModelError: no model, or a file is missing, altered or of a newer format.
     """
-    return _of_one_model(folder, lambda: _read_metadata(folder))
+    return _undisturbed(folder, lambda: _read_metadata(folder))
 
 
-def _of_one_model(folder: Path, read: Callable[[], T]) -> T:
-    """What is read of a model, and anew where the model was replaced meanwhile: never parts of two models."""
+def _undisturbed(folder: Path, read: Callable[[], T]) -> T:
+    """What is read of a model; read anew where it failed because the model was replaced meanwhile."""
     for _ in range(READS):
         before = _identity(folder)
         try:
-            result = read()
-        except ModelError:
+            return read()
+        except AdtrError:
             if _identity(folder) == before:
                 raise
-        else:
-            if _identity(folder) == before:
-                return result
     raise ModelError(f"{folder} is replaced all the time; read it when it has come to rest")
 
 
@@ -147,10 +144,15 @@ def _read_metadata(folder: Path) -> tuple[Config, Calibration, dict[str, Any]]:
 
         sealed = read_sealed(folder)
         return sealed.config, sealed.calibration, sealed.metadata
+    return _read_folder(folder)[:3]
+
+
+def _read_folder(folder: Path) -> tuple[Config, Calibration, dict[str, Any], bytes]:
+    """Configuration, calibration, metadata and weights, which belong together, as their hashes say."""
     if not folder.is_dir():
         problem = "is a file, not a model folder" if folder.exists() else "does not exist"
         raise ModelError(f"the model {folder} {problem}; `adtr fit DATA --output MODEL` makes one")
-    metadata = _read_json(folder, METADATA)
+    metadata = _read_json(folder / METADATA)
     try:
         if metadata["format"] > FORMAT:
             raise ModelError(f"{folder} was written by a newer adtr (format {metadata['format']}); update adtr")
@@ -160,23 +162,25 @@ def _read_metadata(folder: Path) -> tuple[Config, Calibration, dict[str, Any]]:
         calibration, backbone = check_record(metadata), metadata["backbone"]
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{folder / METADATA} lacks what a model needs ({error})") from error
-    for name, digest in recorded.items():
-        if name not in (WEIGHTS, CONFIG, BACKBONE):
-            raise ModelError(f"{folder / METADATA} names an unknown file {name!r}")
-        if not (folder / name).is_file():
-            raise ModelError(f"the model {folder} lacks {name}; copy the whole folder again")
-        if file_sha256(folder / name) != digest:
-            raise ModelError(f"{folder / name} is not what was saved (its SHA-256 differs); copy the folder again")
     if metadata.get(SEAL, _seal(metadata)) != _seal(metadata):  # those of older models have none
         raise ModelError(f"{folder / METADATA} is not what was saved (its SHA-256 differs); copy the folder again")
     needed = [WEIGHTS, CONFIG, *([BACKBONE] if backbone["stored"] else [])]
     if not set(needed) <= set(recorded):
         raise ModelError(f"{folder / METADATA} does not record {' and '.join(needed)}")
+    contents: dict[str, bytes] = {}
+    for name, digest in recorded.items():
+        if name not in (WEIGHTS, CONFIG, BACKBONE):
+            raise ModelError(f"{folder / METADATA} names an unknown file {name!r}")
+        if not (folder / name).is_file():
+            raise ModelError(f"the model {folder} lacks {name}; copy the whole folder again")
+        contents[name] = _read(folder / name)
+        if hashlib.sha256(contents[name]).hexdigest() != digest:
+            raise ModelError(f"{folder / name} is not what was saved (its SHA-256 differs); copy the folder again")
     try:
-        config = Config.from_dict(_read_json(folder, CONFIG))
+        config = Config.from_dict(_parse_json(folder / CONFIG, contents[CONFIG]))
     except ConfigError as error:
         raise ModelError(f"{folder / CONFIG}: {error}") from error
-    return config, calibration, metadata
+    return config, calibration, metadata, contents[WEIGHTS]
 
 
 def is_exported(path: Path) -> bool:
@@ -208,7 +212,7 @@ def load_model(
     Raises:
         ModelError: the folder is incomplete or altered, or the backbone is not the one of training.
     """
-    return _of_one_model(folder, lambda: _load_model(folder, backbone_weights))
+    return _undisturbed(folder, lambda: _load_model(folder, backbone_weights))
 
 
 def _load_model(
@@ -216,19 +220,21 @@ def _load_model(
 ) -> tuple[ADTR, Calibration, dict[str, Any]]:
     from adtr.model.network import ADTR
 
-    config, calibration, metadata = _read_metadata(folder)
+    config, calibration, metadata, weights = _read_folder(folder)
     recorded = metadata["backbone"]
     if recorded["stored"]:
         backbone_weights = folder / BACKBONE
     network = ADTR(config, backbone_weights)
     if recorded["stored"]:
+        if file_sha256(folder / BACKBONE) != metadata["files"][BACKBONE]:
+            raise ModelError(f"{folder / BACKBONE} was replaced while it was read")
         network.embedding.source, network.embedding.sha256 = recorded["source"], recorded["sha256"]
     elif network.embedding.sha256 != recorded["sha256"]:
         raise ModelError(
             f"the backbone weights at hand ({network.embedding.source}) are not those that {folder} was trained with "
             f"({recorded['source']}, SHA-256 {recorded['sha256'][:12]}...); give them with --backbone-weights"
         )
-    state = _read_tensors(folder / WEIGHTS)
+    state = _read_tensors(folder / WEIGHTS, weights)
     try:
         network.feature_mean.copy_(state.pop("feature_mean"))
         network.feature_std.copy_(state.pop("feature_std"))
@@ -294,23 +300,35 @@ def _read_calibration(values: dict[str, Any]) -> Calibration:
     return Calibration(image_scores=scores, pixel_maxima=maxima, folds=int(values["folds"]))
 
 
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
+def _read(path: Path) -> bytes:
     try:
-        values = json.loads((folder / name).read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(f"{folder} is not a model folder: it has no {name}") from error
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder / name} cannot be read: {' '.join(str(error).split())}") from error
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise ModelError(f"{path.parent} is not a model folder: it has no {path.name}")
+    return _parse_json(path, _read(path))
+
+
+def _parse_json(path: Path, data: bytes) -> dict[str, Any]:
+    try:
+        values = json.loads(data)
+    except ValueError as error:
+        raise ModelError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise ModelError(f"{folder / name} holds no JSON object")
+        raise ModelError(f"{path} holds no JSON object")
     return values
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _read_tensors(path: Path, data: bytes | None = None) -> dict[str, Tensor]:
+    """Of what was read of a file already, or of the file itself, which is mapped."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load, load_file
 
     try:
-        return load_file(path)
+        return load_file(path) if data is None else load(data)
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
