@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from adtr.errors import AdtrError
-from adtr.locks import NO_FOLLOW, hold_file, hold_folder
+from adtr.locks import hold_file, hold_folder
 
 
 def replace_file(path: Path, data: bytes | str) -> None:
@@ -58,9 +58,9 @@ def replace_folder(path: Path) -> Iterator[Path]:
         draft = _draft(path)
         old = draft.with_suffix(".old")
         with hold_folder(draft, output=path):
-            if old.exists() and not path.exists():
-                old.rename(path)
             try:
+                if old.exists() and not path.exists():
+                    old.rename(path)
                 _clear(draft)  # of what a killed process left
                 yield draft
                 _sync_folder(draft)
@@ -183,7 +183,7 @@ def _draft(path: Path) -> Path:
 
 
 def _unless_a_link(path: str, flags: int) -> int:
-    return os.open(path, flags | NO_FOLLOW, 0o666)
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _if_there(path: str, flags: int) -> int:

@@ -16,8 +16,6 @@ from adtr.errors import AdtrError
 if sys.platform != "win32":
     import fcntl
 
-NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
-
 
 @contextlib.contextmanager
 def hold_folder(folder: Path, *, output: Path | None = None) -> Iterator[None]:

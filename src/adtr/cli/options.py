@@ -15,7 +15,7 @@ import click
 
 from adtr.config import Setting, Size, read_config_file, settings
 from adtr.errors import AdtrError
-from adtr.files import check_writable, explained
+from adtr.files import check_writable
 from adtr.locks import hold_folder
 
 if TYPE_CHECKING:
@@ -138,9 +138,8 @@ def hold_output(folder: Path) -> Iterator[None]:
     Raises:
         AdtrError: another process does, or it cannot be made.
     """
-    with contextlib.ExitStack() as stack:
-        with explained(folder):
-            stack.enter_context(hold_folder(folder))
+    check_writable(folder)
+    with hold_folder(folder):
         yield
 
 
