@@ -126,6 +126,7 @@ class WritePoints:
 def start(scenario: Scenario, place: Path, fault: Fault | None = None, points: Path | None = None) -> int:
     """A child that runs the scenario's command; its process number."""
     assert threading.active_count() == 1, "a fork takes only one thread with it"
+    (place / "log.txt").unlink(missing_ok=True)
     child = os.fork()
     if child:
         return child
@@ -244,7 +245,7 @@ class Campaign:
         writes = range(0, count, 2)
         refused = writes if given.errors is None else sorted(rng.sample(writes, min(given.errors, len(writes))))
         faults += [[Fault(point=point, error=rng.choice(ERRORS))] for point in refused]
-        faults += [[Fault(memory=rng.randrange(60))] for _ in range(given.memory)]
+        faults += [[Fault(memory=rng.randrange(16))] for _ in range(given.memory)]
         for trial in faults:
             self.trial(trial, older=rng.random() < 0.5)
         names = ("trials", "random kills", "kills at writes", "writes refused", "memory refused")
