@@ -33,7 +33,7 @@ from pathlib import Path
 
 from adtr.errors import AdtrError
 from common import parser, table, write
-from kill_scenarios import SCENARIOS, Scenario, prepare
+from reliability_scenarios import SCENARIOS, Scenario, prepare
 
 WRITES = ("open", "fsync", "rename", "replace", "truncate", "unlink", "rmdir", "mkdir", "symlink")
 """Of the module `os`: before and after each of these, on a file of the trial, a command may be killed."""

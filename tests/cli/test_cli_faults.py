@@ -247,3 +247,21 @@ def test_a_limit_of_the_address_space_is_one_line(mebibytes: int, dataset: Path,
         assert "not enough memory" in done.stderr
         assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("default::adtr.errors.AdtrWarning")
+def test_damaged_features_are_one_line_of_warning(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    AnomalyDetector(**{**SMALL, "epochs": 1}).fit(dataset, keep_features=True).save(tmp_path / "model")
+    features = tmp_path / "model" / FEATURES
+    features.write_bytes(features.read_bytes()[:-1])
+    command = ["improve", tmp_path / "model", "--synthetic", "scar", "-o", tmp_path / "better", "-q"]
+    with pytest.raises(SystemExit) as stop:
+        main([*map(str, command), "--improve-epochs", "1"])
+    said = capsys.readouterr().err
+    assert stop.value.code == 0
+    assert said.startswith(f"adtr: warning: {features} cannot be read: ")
+    assert said.endswith("; the good images are read again where they are needed\n")
+    assert said.count("\n") == 1
+    assert AnomalyDetector.load(tmp_path / "better").features_ is not None
