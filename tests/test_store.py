@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import json
 import shutil
@@ -8,15 +9,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from adtr import store
 from adtr.calibration import Calibration
 from adtr.detector import AnomalyDetector
 from adtr.errors import AdtrError, ConfigError, ModelError
 from adtr.files import file_sha256
 from adtr.model import backbones
 from adtr.model.network import ADTR
-from adtr.store import BACKBONE, CONFIG, METADATA, WEIGHTS, check_replaceable, load_model, read_metadata, save_model
+from adtr.store import (
+    BACKBONE,
+    CONFIG,
+    METADATA,
+    SEAL,
+    WEIGHTS,
+    check_replaceable,
+    load_model,
+    read_metadata,
+    save_model,
+)
 from conftest import SMALL
 
 
@@ -36,6 +50,7 @@ def copy(model: Path, tmp_path: Path) -> Path:
 def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     metadata = json.loads((folder / METADATA).read_text())
     change(metadata)
+    metadata.pop(SEAL, None)
     (folder / METADATA).write_text(json.dumps(metadata))
 
 
@@ -101,6 +116,43 @@ def test_an_altered_file_is_named(copy: Path, name: str) -> None:
     (copy / name).write_bytes(bytes(data))
     assert str(copy / name) in error_of(copy)
     assert "SHA-256 differs" in error_of(copy, read_metadata)
+
+
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_flipped_bit_of_the_metadata_goes_unseen(model: Path, copy: Path, place: float, bit: int) -> None:
+    data = bytearray((model / METADATA).read_bytes())
+    data[int(place * len(data))] ^= 1 << bit
+    (copy / METADATA).write_bytes(data)
+    with contextlib.suppress(ModelError):
+        config, calibration, metadata = read_metadata(copy)  # a bit of white space, or of the seal's name
+        expected = read_metadata(model)
+        assert (config, calibration) == expected[:2]
+        del expected[2][SEAL]
+        assert {name: metadata[name] for name in expected[2]} == expected[2]
+
+
+def test_a_model_that_is_replaced_while_it_is_read_is_read_anew(
+    model: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = AnomalyDetector.load(model)
+    other.metadata_["created"] = "later"
+    other.set_rates(0.5)
+    reads = []
+    read = store._read
+
+    def read_and_replace(path: Path) -> bytes:
+        data = read(path)
+        reads.append(path.name)
+        if len(reads) == 2:  # metadata and weights are those of the old model, the configuration would be the new one's
+            other.save(copy)
+        return data
+
+    monkeypatch.setattr(store, "_read", read_and_replace)
+    config, _, metadata = read_metadata(copy)
+    assert metadata["created"] == "later"
+    assert config.calibration.false_alarm_rate == 0.5
+    assert reads == [METADATA, WEIGHTS, CONFIG] * 2
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, CONFIG, METADATA])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,6 @@ class AnomalyDetector(Predictor):
 
     Attributes:
         network_: the trained network; the other attributes are those of `Predictor`.
-        features_: features of the good images, (n, N, C), where `fit` kept them; else None.
         improvement_: what the latest `improve` did; None for a detector that was only fitted.
 
     Raises:
@@ -52,10 +52,13 @@ class AnomalyDetector(Predictor):
     """
 
     network_: ADTR
-    features_: Tensor | None = None
+    keeps_features: bool = False
+    """Whether `fit` was asked to keep the good images' features."""
     improvement_: Improvement | None = None
     _good: Sequence[object] | None = None
     """Good images that `fit` got from memory."""
+    _features: Tensor | Callable[[], Tensor | None] | None = None
+    """Or what reads them."""
 
     def __init__(
         self,
@@ -122,6 +125,20 @@ class AnomalyDetector(Predictor):
     def is_fitted(self) -> bool:
         """Whether the detector has learned or loaded something."""
         return hasattr(self, "network_")
+
+    @property
+    def features_(self) -> Tensor | None:
+        """Features of the good images, (n, N, C), where `fit` kept them, else None; a model folder's are read just now.
+
+        Damaged ones are named in an `AdtrWarning`, and None: `improve` computes them again from the images.
+        """
+        if callable(self._features):
+            self._features = self._features()
+        return self._features
+
+    @features_.setter
+    def features_(self, features: Tensor | None) -> None:
+        self._features, self.keeps_features = features, features is not None
 
     # Fitting.
 
@@ -339,17 +356,16 @@ class AnomalyDetector(Predictor):
 
             return ExportedDetector.load(folder, device=device)
         from adtr.device import choose_device, choose_precision
-        from adtr.store import load_model, read_features
+        from adtr.store import OWN_KEYS, load_model, read_features
 
         chosen = choose_device(device)
         network, calibration, metadata = load_model(Path(folder), backbone_weights)
         detector = cls.from_config(network.config, device=device, backbone_weights=backbone_weights)
         detector.network_ = network.place(chosen, choose_precision(network.config.training.precision, chosen))
         detector.fitted_config_, detector.calibration_ = network.config, calibration
-        detector.features_ = read_features(Path(folder), metadata)
-        detector.metadata_ = {
-            k: v for k, v in metadata.items() if k not in ("format", "calibration", "backbone", "files", "features")
-        }
+        detector._features = partial(read_features, Path(folder), metadata)  # noqa: SLF001 - of this very class
+        detector.keeps_features = metadata.get("features") is not None
+        detector.metadata_ = {name: value for name, value in metadata.items() if name not in OWN_KEYS}
         detector.set_rates()
         return detector
 

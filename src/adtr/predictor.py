@@ -15,7 +15,7 @@ from adtr.config import Config
 from adtr.data.folder import Dataset, Sample, content_hash, open_dataset
 from adtr.data.loading import LoadedImage, SkippedImage, load_images
 from adtr.data.sources import as_sources, in_batches
-from adtr.errors import ConfigError, DataError
+from adtr.errors import ConfigError, DataError, memory_for
 from adtr.evaluation import Evaluated, add_to_metrics
 from adtr.metrics import Metrics, MetricsAccumulator
 from adtr.prediction import Prediction
@@ -118,9 +118,10 @@ class Predictor(ABC):
             keep_original=keep_images,
             prefetch=max(8, 2 * batch_size),
         )
-        for batch in in_batches(loaded, batch_size):
-            yield from zip(self._verdicts(batch), batch, strict=True)
-            progress.advance(len(batch))
+        with memory_for(f"{batch_size} images at a time", lower="take a smaller --batch-size, or smaller images"):
+            for batch in in_batches(loaded, batch_size):
+                yield from zip(self._verdicts(batch), batch, strict=True)
+                progress.advance(len(batch))
 
     def judge(self, batch: Sequence[LoadedImage]) -> list[Prediction]:
         """The verdicts on images that are loaded already, in one forward pass; may be called by several threads."""

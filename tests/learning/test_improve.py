@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from adtr.calibration import Calibration
 from adtr.data.anomalies import Anomalies, open_anomalies
 from adtr.data.folder import content_hash
 from adtr.data.images import read_image, resize
 from adtr.detector import AnomalyDetector
-from adtr.errors import ConfigError, DataError, ImageError, ModelError
+from adtr.errors import AdtrWarning, ConfigError, DataError, ImageError, ModelError
 from adtr.progress import Silent
 from adtr.store import FEATURES
 from adtr.training import loop
@@ -177,14 +178,37 @@ def test_kept_features_give_the_same_model_without_the_images(dataset: Path, ano
         loaded.improve(anomalies, good=tmp_path / "nowhere")
 
 
-def test_features_that_do_not_fit_are_refused(dataset: Path, tmp_path: Path) -> None:
-    AnomalyDetector(**{**SMALL, "epochs": 1}).fit(dataset, keep_features=True).save(tmp_path / "model")
-    (tmp_path / "model" / FEATURES).write_bytes(b"damaged")
-    with pytest.raises(ModelError, match="cannot be read"):
-        AnomalyDetector.load(tmp_path / "model")
-    (tmp_path / "model" / FEATURES).unlink()
-    with pytest.raises(ModelError, match=f"lacks {FEATURES}"):
-        AnomalyDetector.load(tmp_path / "model")
+@pytest.mark.parametrize("damage", ["flipped bit", "cut", "missing", "of other images"])
+def test_damaged_features_are_named_and_computed_again(
+    damage: str, dataset: Path, kept: Path, anomalies: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(kept, tmp_path / "model"))
+    features = model / FEATURES
+    data = bytearray(features.read_bytes())
+    if damage == "flipped bit":
+        data[-1000] ^= 4
+        features.write_bytes(data)
+    elif damage == "cut":
+        features.write_bytes(data[:-100])
+    elif damage == "missing":
+        features.unlink()
+    else:
+        save_file({"features": load_file(features)["features"][1:]}, features)
+    detector = AnomalyDetector.load(model)
+    detector.predict(dataset / "test/good")  # needs none, and says nothing
+    with pytest.warns(AdtrWarning, match=rf"{FEATURES}.*; the good images are read again where they are needed$"):
+        better = detector.improve(anomalies, **FEW_STEPS)
+    assert same(better, AnomalyDetector.load(kept).improve(anomalies, **FEW_STEPS))
+    better.save(tmp_path / "better")
+    assert (tmp_path / "better" / FEATURES).read_bytes() == (kept / FEATURES).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def kept(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with its features."""
+    folder = tmp_path_factory.mktemp("kept") / "model"
+    AnomalyDetector(**{**SMALL, "epochs": 1}).fit(dataset, keep_features=True).save(folder)
+    return folder
 
 
 def test_images_from_memory_are_remembered_by_the_detector_but_not_by_the_model(tmp_path: Path) -> None:

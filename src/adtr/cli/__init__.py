@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import io
 import os
-import re
 import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -14,7 +16,7 @@ import click
 
 from adtr import __version__
 from adtr.config import unknown
-from adtr.errors import AdtrError
+from adtr.errors import AdtrError, AdtrWarning, is_out_of_memory
 
 COMMANDS = {
     "audit": "Find good images that may not be good, and copies.",
@@ -33,6 +35,11 @@ COMMANDS = {
     "experiment": "Repeat one of the paper's experiments, its numbers beside those measured.",
     "demo": "Train and judge a detector on real textures, in two minutes.",
 }
+
+SYSTEM_REFUSES = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO
+)  # fmt: skip
+"""What is no bug, wherever a file is opened or written."""
 
 
 class LazyCommands(click.Group):
@@ -78,7 +85,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     if isinstance(sys.stdout, io.TextIOWrapper):  # any file name can be printed; in JSON the replacement is an escape
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
-        result = cli.main(args=arguments, prog_name="adtr", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = partial(_show_warning, warnings.showwarning)
+            result = cli.main(args=arguments, prog_name="adtr", standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else error.format_message())
@@ -91,13 +100,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         click.echo("adtr: stopped", err=True)
         sys.exit(130)
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOSPC):
+        if error.errno not in SYSTEM_REFUSES:
             raise
         if error.errno == errno.ENOSPC:
             _discard_stdout()
         fail(f"cannot use {error.filename or 'stdout'}: {error.strerror}")
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not re.search(r"(allocate|enough|out of) memory", str(error)):
+    except (MemoryError, RuntimeError, ImportError) as error:
+        if not is_out_of_memory(error):
             raise
         fail("not enough memory: take a smaller --batch-size, or fit with a smaller --grid-size or --width")
 
@@ -106,6 +115,19 @@ def fail(message: str) -> NoReturn:
     """One line on stderr, exit code 2."""
     click.echo(f"adtr: error: {' '.join(message.splitlines())}", err=True)
     sys.exit(2)
+
+
+def _show_warning(
+    otherwise: Callable[..., None],
+    message: Warning | str,
+    category: type[Warning],
+    *place: Any,  # noqa: ANN401
+) -> None:
+    """Ours as one line for people, not as a line of code."""
+    if issubclass(category, AdtrWarning):
+        click.echo(f"adtr: warning: {' '.join(str(message).splitlines())}", err=True)
+    else:
+        otherwise(message, category, *place)
 
 
 def _discard_stdout() -> None:

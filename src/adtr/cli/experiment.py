@@ -14,6 +14,7 @@ from adtr.cli.options import (
     config_option,
     configuration_flags,
     device_option,
+    hold_output,
     progress_on_stderr,
     quiet_option,
     resolve,
@@ -102,7 +103,6 @@ def command(
     """
     from adtr.experiments.records import FILE, Records
     from adtr.experiments.runs import Request, run
-    from adtr.files import check_writable
 
     plan = PLANS["mvtec" if name == FIGURES else name]
     preset, given = resolve(preset, config_file, flags, default=plan.preset)
@@ -125,7 +125,7 @@ def command(
     )
     for planned in plan.rows:
         request.config(planned, request.seeds[0])  # a wrong field fails before any work
-    check_writable(output)
+    click.get_current_context().with_resource(hold_output(output))
     if name == FIGURES:
         from adtr.experiments.figures import draw
 

@@ -37,6 +37,9 @@ def command(model: Path, as_json: bool) -> None:
         "decision": thresholds.describe(),
         "pixels": f"marked above {thresholds.pixel:.4g}",
     }
+    if "verified" in metadata:
+        verified = metadata["verified"]
+        lines["verified"] = f"training repeats to the bit, for {verified['steps']} steps on {verified['images']} images"
     for name, value in lines.items():
         click.echo(f"{name:<13} {value}")
     for past in metadata.get("improvements", []):

@@ -16,6 +16,7 @@ import click
 from adtr.config import Setting, Size, read_config_file, settings
 from adtr.errors import AdtrError
 from adtr.files import check_writable
+from adtr.locks import hold_folder
 
 if TYPE_CHECKING:
     from adtr.data.loading import SkippedImage
@@ -113,25 +114,38 @@ def check_output_file(path: Path) -> None:
 
 @contextlib.contextmanager
 def work_folder(output: Path) -> Iterator[Path]:
-    """The folder for checkpoints beside a model that is being made, which must be replaceable.
+    """The folder for checkpoints beside a model that is being made, which must be replaceable and nobody else's work.
 
     It goes once the model is there. What holds a checkpoint stays for --resume; an empty one is of no use to anybody.
 
     Raises:
-        AdtrError: the output is something else than a model, or cannot be written.
+        AdtrError: the output is something else than a model, cannot be written, or is being written.
     """
     from adtr.store import check_replaceable
 
     check_replaceable(output)
     work = output.with_name(f"{output.name}.unfinished")
     check_writable(work)
-    try:
-        yield work
-    except BaseException:
-        if not any(work.iterdir()):
-            shutil.rmtree(work, ignore_errors=True)
-        raise
-    shutil.rmtree(work, ignore_errors=True)
+    with hold_folder(work, output=output):
+        try:
+            yield work
+        except BaseException:
+            with contextlib.suppress(OSError):
+                work.rmdir()
+            raise
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def hold_output(folder: Path) -> Iterator[None]:
+    """Be the only one who writes into an output folder.
+
+    Raises:
+        AdtrError: another process does, or it cannot be made.
+    """
+    check_writable(folder)
+    with hold_folder(folder):
+        yield
 
 
 @contextlib.contextmanager

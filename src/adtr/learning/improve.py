@@ -162,7 +162,7 @@ def improve(
         "data": {**detector.metadata_["data"], **good.record()},
         "improvements": [*detector.metadata_.get("improvements", []), improvement.to_dict()],
     }
-    features = None if detector.features_ is None else good.cache.features[: len(good.cache)]  # kept as before
+    features = good.cache.features[: len(good.cache)] if detector.keeps_features else None
     return Learned(network=network, calibration=calibration, metadata=metadata, features=features), improvement
 
 
