@@ -14,7 +14,7 @@ import numpy as np
 from adtr.calibration import Calibration
 from adtr.config import Config
 from adtr.errors import ConfigError, ModelError
-from adtr.files import check_disposable, file_sha256, replace_file, replace_folder
+from adtr.files import check_disposable, file_sha256, parse_json, read_bounded, replace_file, replace_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 FORMAT = 2
 WEIGHTS, CONFIG, METADATA, BACKBONE = "model.safetensors", "config.json", "metadata.json", "backbone.safetensors"
 FEATURES = "features.safetensors"
+MAX_JSON = 256 << 20
+"""Bytes of a JSON file."""
 EXPORTED = (".onnx", ".xml")
 """Ends of the names of exported files that adtr itself can run."""
 
@@ -113,17 +115,21 @@ def read_metadata(folder: Path) -> tuple[Config, Calibration, dict[str, Any]]:
         raise ModelError(f"the model {folder} {problem}; `adtr fit DATA --output MODEL` makes one")
     metadata = _read_json(folder, METADATA)
     try:
+        if type(metadata["format"]) is not int:
+            raise TypeError("its format is no whole number")
         if metadata["format"] > FORMAT:
             raise ModelError(f"{folder} was written by a newer adtr (format {metadata['format']}); update adtr")
         if metadata["format"] < FORMAT:
             raise ModelError(f"{folder} was written by an older adtr (format {metadata['format']}); fit it anew")
         recorded = dict(metadata["files"])
         calibration, backbone = check_record(metadata), metadata["backbone"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{folder / METADATA} lacks what a model needs ({error})") from error
+    except ModelError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ModelError(f"{folder / METADATA} lacks what a model needs ({str(error)[:100]})") from error
     for name, digest in recorded.items():
         if name not in (WEIGHTS, CONFIG, BACKBONE):
-            raise ModelError(f"{folder / METADATA} names an unknown file {name!r}")
+            raise ModelError(f"{folder / METADATA} names an unknown file {name[:100]!r}")
         if not (folder / name).is_file():
             raise ModelError(f"the model {folder} lacks {name}; copy the whole folder again")
         if file_sha256(folder / name) != digest:
@@ -149,9 +155,13 @@ def check_record(metadata: dict[str, Any]) -> Calibration:
     Raises:
         KeyError, TypeError, ValueError: they do not.
     """
-    for key in ("name", "source", "sha256", "stored"):
-        metadata["backbone"][key]
-    dict(metadata["training"]), list(metadata["data"]["image_hashes"]), list(metadata["data"]["held_out_hashes"])
+    backbone, data = metadata["backbone"], metadata["data"]
+    texts = [backbone["name"], backbone["source"], backbone["sha256"]]
+    for hashes in (data["image_hashes"], data["held_out_hashes"], *(past["hashes"] for past in _improvements(metadata))):
+        texts += hashes
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("its names and hashes must be text")
+    dict(metadata["training"]), bool(backbone["stored"])
     return _read_calibration(metadata["calibration"])
 
 
@@ -173,6 +183,8 @@ def load_model(
     recorded = metadata["backbone"]
     if recorded["stored"]:
         backbone_weights = folder / BACKBONE
+    state = _read_tensors(folder / WEIGHTS)
+    _check_weights(state, config, folder / WEIGHTS)
     network = ADTR(config, backbone_weights)
     if recorded["stored"]:
         network.embedding.source, network.embedding.sha256 = recorded["source"], recorded["sha256"]
@@ -181,15 +193,36 @@ def load_model(
             f"the backbone weights at hand ({network.embedding.source}) are not those that {folder} was trained with "
             f"({recorded['source']}, SHA-256 {recorded['sha256'][:12]}...); give them with --backbone-weights"
         )
-    state = _read_tensors(folder / WEIGHTS)
     try:
         network.feature_mean.copy_(state.pop("feature_mean"))
         network.feature_std.copy_(state.pop("feature_std"))
         network.reconstruction.load_state_dict({n.removeprefix("reconstruction."): t for n, t in state.items()})
-    except (KeyError, RuntimeError) as error:
+    except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{folder / WEIGHTS} does not fit {CONFIG}: {reason}") from error
     return network.eval(), calibration, metadata
+
+
+def _check_weights(state: dict[str, Tensor], config: Config, path: Path) -> None:
+    """Before a network is made: one of the sizes that a configuration merely declares may not fit into the memory.
+
+    Raises:
+        ModelError: the weights have other names or shapes than the configuration, or one is no finite number.
+    """
+    import torch
+
+    from adtr.model.network import create_reconstruction
+
+    with torch.device("meta"):  # shapes without memory
+        channels = len(state["feature_mean"]) if state.get("feature_mean", torch.empty(())).ndim == 1 else 1
+        expected = {f"reconstruction.{n}": t for n, t in create_reconstruction(channels, config).state_dict().items()}
+        expected |= {"feature_mean": torch.empty(channels), "feature_std": torch.empty(channels)}
+    for name in sorted(expected.keys() | state.keys()):
+        have, want = state.get(name), expected.get(name)
+        if have is None or want is None or have.shape != want.shape or have.dtype != want.dtype:
+            raise ModelError(f"{path} does not fit {CONFIG}: {name[:100]!r} is missing, too much or of another shape")
+        if not have.isfinite().all():
+            raise ModelError(f"{path} holds weights that are no finite numbers ({name[:100]}); fit anew")
 
 
 def read_features(folder: Path, metadata: dict[str, Any]) -> Tensor | None:
@@ -217,6 +250,10 @@ def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 
 
+def _improvements(metadata: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(metadata.get("improvements", []))
+
+
 def _read_calibration(values: dict[str, Any]) -> Calibration:
     scores, maxima = (tuple(map(float, values[name])) for name in ("image_scores", "pixel_maxima"))
     for numbers in (scores, maxima):
@@ -227,7 +264,7 @@ def _read_calibration(values: dict[str, Any]) -> Calibration:
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
-        values = json.loads((folder / name).read_text("utf-8"))
+        values = parse_json(read_bounded(folder / name, MAX_JSON))
     except FileNotFoundError as error:
         raise ModelError(f"{folder} is not a model folder: it has no {name}") from error
     except (OSError, ValueError) as error:

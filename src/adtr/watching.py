@@ -12,11 +12,13 @@ from typing import Any, Literal
 from adtr.data.folder import list_images
 from adtr.data.loading import load_image
 from adtr.errors import AdtrError, ConfigError, ImageError
-from adtr.files import check_writable, replace_file
+from adtr.files import check_writable, parse_json, read_bounded, replace_file
 from adtr.prediction import Prediction
 from adtr.predictor import Predictor
 
 RESULTS = "results.jsonl"
+MAX_BYTES = 2 << 30
+"""Of an image's file."""
 VERDICTS = ("good", "unsure", "anomalous")
 Sort = Literal["copy", "link"]
 Stamp = tuple[int, int]
@@ -96,7 +98,7 @@ class FolderWatch:
             "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
         try:
-            data = path.read_bytes()
+            data = read_bounded(path, MAX_BYTES)
         except OSError as error:
             if not path.exists():
                 return None
@@ -145,9 +147,9 @@ def _read_done(results: Path) -> dict[str, Stamp]:
     content = results.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     try:
-        rows = [json.loads(line) for line in whole.splitlines()]
+        rows = [parse_json(line) for line in whole.splitlines()]
         done = {row["path"]: (int(row["size"]), int(row["mtime_ns"])) for row in rows}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise AdtrError(f"{results} holds something else than the results of a watch; choose another output") from error
     if whole != content:
         replace_file(results, whole)

@@ -7,6 +7,8 @@ import io
 import os
 import re
 import sys
+import unicodedata
+import warnings
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -33,6 +35,10 @@ COMMANDS = {
     "experiment": "Repeat one of the paper's experiments, its numbers beside those measured.",
     "demo": "Train and judge a detector on real textures, in two minutes.",
 }
+
+
+LONGEST_LINE = 1500
+"""Characters of an error."""
 
 
 class LazyCommands(click.Group):
@@ -77,6 +83,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command. A user's mistake is one line on stderr and exit code 2; a bug is a traceback and 1."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # any file name can be printed; in JSON the replacement is an escape
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on odd metadata, which change nothing
     try:
         result = cli.main(args=arguments, prog_name="adtr", standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)
@@ -104,8 +111,15 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def fail(message: str) -> NoReturn:
     """One line on stderr, exit code 2."""
-    click.echo(f"adtr: error: {' '.join(message.splitlines())}", err=True)
+    line = plain(" ".join(message.splitlines()))
+    click.echo(f"adtr: error: {line if len(line) <= LONGEST_LINE else f'{line[:LONGEST_LINE]}...'}", err=True)
     sys.exit(2)
+
+
+def plain(text: str) -> str:
+    """A text for the terminal: what a file's name or content would tell it to do is shown, not done."""
+    control = ("Cc", "Cf", "Cs")
+    return "".join(c if unicodedata.category(c) not in control else c.encode("unicode_escape").decode() for c in text)
 
 
 def _discard_stdout() -> None:

@@ -58,19 +58,28 @@ class ExportedDetector(Predictor):
         except ConfigError:
             raise
         except Exception as error:  # neither runtime's errors have a class of their own
-            reason = " ".join(str(error).split())[:200]
-            raise ModelError(f"{path} cannot be run here ({reason}); export it again with this adtr") from error
+            raise ModelError(f"{path} cannot be run here ({_reason(error)}); export it again") from error
         return cls(sealed, runtime)
 
     def __repr__(self) -> str:
         return f"ExportedDetector({str(self.path)!r})"
 
     def _compare(self, batch: Sequence[LoadedImage]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        scores, maps = self._runtime(np.stack([image.pixels for image in batch]), ["score", "score_map"])
-        return scores, maps
+        try:
+            scores, maps = self._runtime(np.stack([image.pixels for image in batch]), ["score", "score_map"])
+        except Exception as error:  # see `load`
+            raise ModelError(f"{self.path} cannot be run here ({_reason(error)}); export it again") from error
+        if scores.shape != (len(batch),) or maps.ndim != 3 or len(maps) != len(batch) or not maps.size:
+            raise ModelError(f"{self.path} gives no score and map of each image; export it again")
+        return scores.astype(np.float32), maps.astype(np.float32)
 
     def _require_fitted(self) -> None:
         """An exported detector always is."""
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())[:200]
+    return "".join(character for character in text if character.isprintable()) or type(error).__name__
 
 
 def onnx_runtime(model: bytes) -> Runtime:

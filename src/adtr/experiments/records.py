@@ -14,7 +14,7 @@ from typing import Any
 
 from adtr.config import Config
 from adtr.errors import AdtrError
-from adtr.files import check_writable, replace_file
+from adtr.files import check_writable, parse_json, replace_file
 
 FILE = "results.jsonl"
 Record = dict[str, Any]
@@ -42,12 +42,15 @@ class Records:
     def _read(self) -> Iterator[Record]:
         if not self.path.is_file():
             return
-        lines = self.path.read_text("utf-8").splitlines()
+        try:
+            lines = self.path.read_text("utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise AdtrError(f"{self.path} holds something else than text; choose another --output") from error
         for number, line in enumerate(lines, 1):
             try:
-                record = json.loads(line)
-                record["experiment"], record["category"], record["seed"], record["row"], dict(record["config"])
-            except (ValueError, KeyError, TypeError) as error:
+                record = parse_json(line)
+                {record["experiment"], record["category"], record["seed"], record["row"]}, dict(record["config"])
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 if number == len(lines):  # the machine went down while it was written; that run is done again
                     replace_file(self.path, "".join(f"{line}\n" for line in lines[:-1]))
                     return

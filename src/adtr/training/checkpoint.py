@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from adtr.errors import ModelError
-from adtr.files import replace_file
+from adtr.files import parse_json, replace_file
 
 FILE = "checkpoint.safetensors"
 
@@ -68,8 +68,8 @@ def load_checkpoint(
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        state = Checkpoint(**json.loads(header["state"]))
-        plain = json.loads(header["plain"])
+        state = Checkpoint(**parse_json(header["state"]))
+        plain = dict(parse_json(header["plain"]))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"the checkpoint {path} is damaged; delete it, or fit without --resume") from error
     if header.get("fingerprint") != fingerprint:

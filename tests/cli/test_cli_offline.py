@@ -1,0 +1,65 @@
+"""The network is asked only for what the user asked to fetch: all else is at hand."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from test_cli_errors import FLAGS
+
+GUARDED = """
+import sys
+
+def refuse(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.bind", "socket.sendto"):
+        with open(sys.argv[1], "a") as file:
+            print(event, arguments[-2:], file=file)
+        raise PermissionError(13, "no network here")
+
+sys.addaudithook(refuse)
+from adtr.cli import main
+main(sys.argv[2:])
+"""
+"""A command in a process that notes and refuses every use of a socket."""
+
+
+def guarded(asked: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", GUARDED, str(asked), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_fit_predict_and_evaluate_use_no_network(dataset: Path, tmp_path: Path) -> None:
+    asked, model = tmp_path / "asked", tmp_path / "model"
+    for arguments in (
+        ("fit", dataset, "-o", model, *FLAGS, "--epochs", "1"),
+        ("predict", model, dataset / "test", "-o", tmp_path / "scores.jsonl"),
+        ("evaluate", model, dataset),
+    ):
+        done = guarded(asked, *arguments)
+        assert done.returncode == 0, done.stderr
+    assert not asked.exists()
+
+
+@pytest.mark.slow
+def test_export_uses_no_network(model: Path, dataset: Path, tmp_path: Path) -> None:
+    asked, file = tmp_path / "asked", tmp_path / "model.onnx"
+    for arguments in (("export", model, "-o", file), ("predict", file, dataset / "test")):
+        done = guarded(asked, *arguments)
+        assert done.returncode == 0, done.stderr
+    assert not asked.exists()
+
+
+def test_weights_that_are_not_at_hand_are_asked_for(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    asked = tmp_path / "asked"
+    done = guarded(asked, "fit", dataset, "-o", tmp_path / "model", *FLAGS, "--backbone", "resnet18.a1_in1k")
+    assert done.returncode == 2
+    assert "cannot fetch the weights of resnet18.a1_in1k" in done.stderr
+    assert "socket.getaddrinfo" in asked.read_text()
