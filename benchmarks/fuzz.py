@@ -1,4 +1,6 @@
-"""Hostile inputs in thousands: adtr must take each or refuse it in one line, soon, in bounded memory, and write nowhere else.
+"""Hostile inputs in thousands: each must be taken, or refused in one line, soon and in bounded memory.
+
+Nothing may be written but where it was told to, no process started, no connection made.
 
 Each input is made from its name (target, seed, number), so that it can be made again. Inputs that were neither taken
 nor refused are kept under OUTPUT/fuzz/inputs.

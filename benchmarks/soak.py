@@ -1,8 +1,8 @@
 """Hours of steady work: whether memory, open files, threads or waiting times grow in a server and in an endless stream.
 
 The server is asked at a fixed rate, whether it has answered or not, so that what it delays counts as delay. Of ten
-requests seven hold an image, one holds a form of two and asks for maps, one a damaged image, and one asks for metrics. A
-second process takes verdicts from an endless stream of the same images at a fixed rate.
+requests seven hold an image, one holds a form of two and asks for maps, one a damaged image, and one asks for metrics.
+A second process takes verdicts from an endless stream of the same images at a fixed rate.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -163,7 +164,7 @@ def parts_table(rows: list[dict[str, Any]]) -> str:
 
 
 async def soak(
-    address: str, pids: dict[str, int], results: Connection, images: list[bytes], arguments: Any, log: Path
+    address: str, pids: dict[str, int], results: Connection, images: list[bytes], arguments: Namespace, log: Path
 ) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
     """A row for each interval, also appended to `log`, and all waiting times; ends early when told to stop."""
     stop = asyncio.Event()

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from adtr.errors import AdtrError
-from adtr.files import check_disposable, check_writable, file_sha256, replace_file, replace_folder
+from adtr.files import (
+    check_disposable,
+    check_writable,
+    file_sha256,
+    parse_json,
+    read_bounded,
+    replace_file,
+    replace_folder,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -250,3 +258,19 @@ def test_sha256_of_a_file(tmp_path: Path, size: int) -> None:
     data = os.urandom(size)
     (tmp_path / "a").write_bytes(data)
     assert file_sha256(tmp_path / "a") == hashlib.sha256(data).hexdigest()
+
+
+def test_what_may_never_end_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    (tmp_path / "file").write_bytes(b"12345")
+    for path, words in (("pipe", "no regular file"), ("link", "no regular file"), ("file", "more than 4 bytes")):
+        with pytest.raises(OSError, match=words):
+            read_bounded(tmp_path / path, 4)
+    assert read_bounded(tmp_path / "file", 5) == b"12345"
+
+
+def test_deep_json_is_no_json() -> None:
+    assert parse_json(b'{"a": [1]}') == {"a": [1]}
+    with pytest.raises(ValueError, match="nested too deeply"):
+        parse_json("[" * 100_000 + "]" * 100_000)

@@ -27,12 +27,12 @@ class Parquet(Target):
 
     def open(self, folder: Path, out: Path) -> None:  # noqa: ARG002
         """Make whole files of the two layouts, with and without compression."""
-        import pyarrow
+        import pyarrow as pa
         from pyarrow import parquet
 
         images = seeds()[:6]
         for column in ([{"bytes": data, "path": "a.png"} for data in images], images):
-            table = pyarrow.table({"image": column, "label": list(range(6)), "text": ["a", None, "c", "d", "e", "f"]})
+            table = pa.table({"image": column, "label": list(range(6)), "text": ["a", None, "c", "d", "e", "f"]})
             for compression in ("none", "snappy", "zstd", "gzip"):
                 buffer = io.BytesIO()
                 parquet.write_table(table, buffer, compression=compression)

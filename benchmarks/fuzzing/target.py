@@ -28,7 +28,7 @@ class Target(ABC):
     allowed: tuple[str, ...] = ()
     """Audit events that are part of its work."""
 
-    def open(self, folder: Path, out: Path) -> None:
+    def open(self, folder: Path, out: Path) -> None:  # noqa: B027 - most start nothing
         """Start what is asked again and again.
 
         Args:

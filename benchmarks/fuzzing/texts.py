@@ -192,7 +192,8 @@ class Rows(Target):
         """Watch them."""
         from adtr.cli import main
 
-        main(["monitor", str(next(case.iterdir())), "--reference", "10", "--output", str(out / "report.json"), "--quiet"])
+        report = out / "report.json"
+        main(["monitor", str(next(case.iterdir())), "--reference", "10", "--output", str(report), "--quiet"])
 
 
 class State(Target):

@@ -14,11 +14,14 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fuzzing.target import Target
 
 LONGEST_MESSAGE = 2000
 
@@ -42,8 +45,8 @@ _FORBIDDEN = (
 )
 
 
-class TooSlow(BaseException):  # noqa: N818 - no error that the product could take for one of its own
-    """The limit of time is reached."""
+class TooSlow(BaseException):
+    """The limit of time is reached; no error that adtr could take for one of its own."""
 
 
 class Guard:
@@ -108,8 +111,19 @@ def write_case(files: dict[str, Any], folder: Path) -> None:
             path.mkdir()
 
 
-def attempt(target: Any, case: Path, out: Path, seconds: float, guard: Guard, told: Path) -> tuple[str, str]:  # noqa: ANN401
-    """What came of an input, and what there is to say about it."""
+def attempt(
+    target: Target, case: Path, out: Path, *, seconds: float, guard: Guard, said: Callable[[], str]
+) -> tuple[str, str]:
+    """What came of an input, and what there is to say about it.
+
+    Args:
+        target: takes the input.
+        case: holds it.
+        out: may be written to.
+        seconds: limit of its time.
+        guard: sees what it does.
+        said: what was written to stdout and stderr since it was last asked.
+    """
     from adtr.errors import AdtrError
 
     def stop(*_: object) -> None:
@@ -135,18 +149,18 @@ def attempt(target: Any, case: Path, out: Path, seconds: float, guard: Guard, to
         signal.setitimer(signal.ITIMER_REAL, 0)
     sys.stdout.flush()
     sys.stderr.flush()
-    said = told.read_bytes()[:100_000].decode("utf-8", "replace")
+    text = said()
     if outcome == "refused":
         if not detail:
-            detail, said = said.removeprefix("adtr: error: ").removesuffix("\n"), ""
+            detail, text = text.removeprefix("adtr: error: ").removesuffix("\n"), ""
         if not detail or len(detail) > LONGEST_MESSAGE or len(detail.splitlines()) > 1:
             outcome, detail = "no clear line", repr(detail[:500])
-    if "Traceback (most recent call last)" in said and outcome in ("taken", "refused"):
-        outcome, detail = "crash", said[-2500:]
+    if "Traceback (most recent call last)" in text and outcome in ("taken", "refused"):
+        outcome, detail = "crash", text[-2500:]
     if guard.seen:
         outcome, detail = "reached out", "; ".join(guard.seen)[:1000]
-    if outcome in ("taken", "refused") and said.strip() and not target.name == "server":
-        return f"{outcome}, noisy", said[:300]
+    if outcome in ("taken", "refused") and text.strip() and target.name != "server":
+        return f"{outcome}, noisy", text[:300]
     return outcome, detail
 
 
@@ -173,6 +187,12 @@ def main() -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + job["mebibytes"] * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+    def said() -> str:
+        text = told.read_bytes()[:100_000].decode("utf-8", "replace")
+        os.truncate(told, 0)
+        return text
+
     for i in range(job["first"], job["first"] + job["count"]):
         name = f"{target.name}-{job['seed']}-{i}"
         case, out = folder / "case", folder / "may" / "out"
@@ -181,10 +201,9 @@ def main() -> None:
         report.write(json.dumps({"begin": i}) + "\n")
         report.flush()
         started = perf_counter()
-        outcome, detail = attempt(target, case, out, job["seconds"], guard, told)
+        outcome, detail = attempt(target, case, out, seconds=job["seconds"], guard=guard, said=said)
         record = {"end": i, "name": name, "outcome": outcome, "detail": detail, "seconds": perf_counter() - started}
         record["mebibytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        os.truncate(told, 0)
         if any((folder / "work").iterdir()):
             record.update(outcome="reached out", detail=f"it wrote {next((folder / 'work').iterdir())}")
             break

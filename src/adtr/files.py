@@ -132,12 +132,12 @@ def read_bounded(path: Path, limit: int) -> bytes:
     Raises:
         OSError: it cannot be read, is larger, or is a pipe, which may never end, or a device.
     """
-    mode = path.stat().st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # of a folder the system says so itself
+    status = path.stat()
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # of a folder the system says so itself
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
     with path.open("rb") as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
+        data = file.read(limit + 1) if status.st_size <= limit else None
+    if data is None or len(data) > limit:
         raise OSError(errno.EFBIG, f"it has more than {limit} bytes", str(path))
     return data
 

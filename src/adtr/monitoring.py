@@ -334,7 +334,6 @@ class DriftMonitor:
             raise AdtrError(f"this is not the state of a monitor ({error}); begin anew") from error
         return monitor
 
-
     def _check(self) -> None:
         """Whether numbers that were read belong together.
 

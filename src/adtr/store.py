@@ -157,7 +157,8 @@ def check_record(metadata: dict[str, Any]) -> Calibration:
     """
     backbone, data = metadata["backbone"], metadata["data"]
     texts = [backbone["name"], backbone["source"], backbone["sha256"]]
-    for hashes in (data["image_hashes"], data["held_out_hashes"], *(past["hashes"] for past in _improvements(metadata))):
+    improvements = metadata.get("improvements", [])
+    for hashes in (data["image_hashes"], data["held_out_hashes"], *(past["hashes"] for past in improvements)):
         texts += hashes
     if not all(isinstance(text, str) for text in texts):
         raise TypeError("its names and hashes must be text")
@@ -248,10 +249,6 @@ def read_features(folder: Path, metadata: dict[str, Any]) -> Tensor | None:
 
 def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in state.items()}
-
-
-def _improvements(metadata: dict[str, Any]) -> list[dict[str, Any]]:
-    return list(metadata.get("improvements", []))
 
 
 def _read_calibration(values: dict[str, Any]) -> Calibration:

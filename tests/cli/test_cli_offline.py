@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from test_cli_errors import FLAGS
 
 GUARDED = """

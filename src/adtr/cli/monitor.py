@@ -252,8 +252,8 @@ class Watch:
         if made != asdict(config) or (fields and fields != watch.fields):
             options = ", ".join(f"{name} {value}" for name, value in made.items() if name != "quantity")
             raise AdtrError(
-                f"{path} was made with {options[:300]}, watching {', '.join(watch.fields)[:100]}; give the same options, or remove "
-                "it to begin anew"
+                f"{path} was made with {options[:300]}, watching {', '.join(watch.fields)[:100]}; give the same "
+                "options, or remove it to begin anew"
             )
         if any(monitor.config != watch.share(name) for name, monitor in watch.monitors.items()):
             raise AdtrError(f"{path} is not the state of a monitor; remove it to begin anew")
