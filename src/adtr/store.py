@@ -132,7 +132,11 @@ def read_metadata(folder: Path) -> tuple[Config, Calibration, dict[str, Any]]:
             raise ModelError(f"{folder / METADATA} names an unknown file {name[:100]!r}")
         if not (folder / name).is_file():
             raise ModelError(f"the model {folder} lacks {name}; copy the whole folder again")
-        if file_sha256(folder / name) != digest:
+        try:
+            actual = file_sha256(folder / name)
+        except OSError as error:
+            raise ModelError(f"{folder / name} cannot be read: {error.strerror}") from error
+        if actual != digest:
             raise ModelError(f"{folder / name} is not what was saved (its SHA-256 differs); copy the folder again")
     needed = [WEIGHTS, CONFIG, *([BACKBONE] if backbone["stored"] else [])]
     if not set(needed) <= set(recorded):

@@ -142,3 +142,10 @@ def test_a_graph_that_gives_something_else_is_one_line(onnx_file: Path, dataset:
             ExportedDetector(sealed, run).predict(dataset / "test")
         assert words in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_openvino_does_not_tell_its_makers(openvino_file: Path, dataset: Path) -> None:
+    code = "import sys; from adtr.detector import AnomalyDetector as A; A.load(sys.argv[1]).predict(sys.argv[2])\n"
+    code += "print([name for name in sys.modules if name.startswith('openvino_telemetry') and sys.modules[name]])"
+    command = [sys.executable, "-c", code, str(openvino_file), str(dataset / "test")]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=60).stdout == "[]\n"

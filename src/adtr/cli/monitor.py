@@ -237,7 +237,7 @@ class Watch:
 
         try:
             values = parse_json(read_bounded(path, MAX_STATE))
-            made = values["config"]
+            made = dict(values["config"])
             watch = cls(
                 config, int(values["reference"]), tuple(map(str, values["fields"])), images=int(values["images"])
             )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -92,6 +94,7 @@ def onnx_runtime(model: bytes) -> Runtime:
         import onnxruntime
     except ImportError as error:
         raise ConfigError("ONNX files need onnxruntime: pip install 'adtr[onnx]'") from error
+    onnxruntime.disable_telemetry_events()  # of the builds for Windows
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -103,16 +106,27 @@ def onnx_runtime(model: bytes) -> Runtime:
     return run
 
 
+def import_openvino() -> ModuleType:
+    """OpenVINO, kept from telling its makers: its telemetry would start a process that connects to them.
+
+    Raises:
+        ConfigError: OpenVINO is not installed.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # as if it were not installed
+    try:
+        import openvino
+    except ImportError as error:
+        raise ConfigError("OpenVINO models need openvino: pip install 'adtr[openvino]'") from error
+    return openvino
+
+
 def openvino_runtime(xml: bytes, weights: bytes, size: tuple[int, int] | None = None) -> Runtime:
     """An OpenVINO model; for images of one size, where it is given, which is faster.
 
     Raises:
         ConfigError: OpenVINO is not installed.
     """
-    try:
-        import openvino
-    except ImportError as error:
-        raise ConfigError("OpenVINO models need openvino: pip install 'adtr[openvino]'") from error
+    openvino = import_openvino()
     core = openvino.Core()
     model = core.read_model(xml, weights)
     if size is not None:

@@ -37,7 +37,7 @@ class Records:
         self.records: list[Record] = list(self._read())
         others = {record["experiment"] for record in self.records} - {experiment}
         if others:
-            raise AdtrError(f"{self.path} holds results of {min(others)}; choose another --output")
+            raise AdtrError(f"{self.path} holds results of {min(map(str, others))[:100]}; choose another --output")
 
     def _read(self) -> Iterator[Record]:
         if not self.path.is_file():
