@@ -387,3 +387,8 @@ def test_metadata_that_info_cannot_show_are_one_line(error: Error, model: Path, 
     for training in ({}, {**metadata["training"], "losses": []}, {**metadata["training"], "total_seconds": "long"}):
         (copy / "metadata.json").write_text(json.dumps({**metadata, "training": training}))
         assert "are not what adtr writes" in error("info", copy)
+
+
+def test_a_pipe_is_not_waited_for(error: Error, model: Path, place: Path) -> None:
+    os.mkfifo(place / "image.png")
+    assert "neither a file nor a folder" in error("predict", model, "image.png")

@@ -131,12 +131,13 @@ def read_mask(path: str | os.PathLike[str], size: tuple[int, int], *, fit: bool 
         return np.array(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
-def decode_mask(data: bytes, name: str) -> npt.NDArray[np.bool_]:
+def decode_mask(data: bytes, name: str, *, max_pixels: int | None = None) -> npt.NDArray[np.bool_]:
     """Reads which pixels a mask marks that lies in memory, by the rules of `read_mask`.
 
     Args:
         data: The bytes of an image file.
         name: What to call it in an error.
+        max_pixels: See `read_image`.
 
     Returns:
         An array (height, width) of the mask's own size, true where marked.
@@ -144,7 +145,7 @@ def decode_mask(data: bytes, name: str) -> npt.NDArray[np.bool_]:
     Raises:
         ImageError: The data cannot be decoded.
     """
-    with _explained("mask", name), _open(io.BytesIO(data), fax=True) as image:
+    with _explained("mask", name), _open(io.BytesIO(data), max_pixels, fax=True) as image:
         return _marked(image)
 
 
