@@ -158,7 +158,7 @@ def _known(record: object, key: str, known: dict[object, Any], where: str) -> ob
     if not isinstance(identity, int | str):
         raise ValueError(f"{where} has no {key!r}")
     if identity not in known:
-        raise ValueError(f"{where} has an unknown {key!r}: {str(identity)[:100]!r}")
+        raise ValueError(f"{where} has an unknown {key!r}: {repr(identity)[:100]}")
     return identity
 
 
