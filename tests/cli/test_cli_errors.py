@@ -370,6 +370,7 @@ def test_a_line_has_an_end(error: Error, model: Path, place: Path) -> None:  # n
     assert error("predict", model, "x" * 5000 + ".png").endswith("xxx...")
 
 
+@pytest.mark.slow
 def test_remarks_of_the_decoder_are_not_passed_on(run: Run, model: Path, place: Path) -> None:
     Image.fromarray(np.zeros((40, 40), np.uint8)).save(place / "image.tif")
     data = bytearray((place / "image.tif").read_bytes())

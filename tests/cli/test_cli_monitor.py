@@ -239,7 +239,7 @@ def test_neither_torch_nor_pillow_is_imported(tmp_path: Path) -> None:
     [
         ("s.jsonl", b"\xff\xfe", "no UTF-8 text"),
         ("s.jsonl", b"[" * 100_000, "nested too deeply"),
-        ("s.jsonl", b'{"score": 1' + b"0" * 400 + b"}", "its score is '1000"),
+        ("s.jsonl", b'{"score": 1' + b"0" * 400 + b"}", "its score is 1000"),
         ("s.jsonl", b'{"score": "' + b"9" * 100_000 + b'"}', "its score is '9999"),
         ("s.csv", b'"' + b"x" * 200_000 + b'",1', "no CSV (field larger than field limit"),
         ("s.csv", b"a,\xff", "no UTF-8 text"),

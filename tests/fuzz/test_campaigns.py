@@ -18,6 +18,8 @@ from fuzz import GOOD, campaign, make_models  # noqa: E402
 from fuzzing.targets import CHEAP, DEAR, TARGETS  # noqa: E402
 from fuzzing.worker import Guard, attempt, write_case  # noqa: E402
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's remarks
+
 FEW = {"images": 60, "masks": 20, "parquet": 20, "cifar": 15}
 """Inputs of the dearer ones among the cheap; 40 of the others."""
 

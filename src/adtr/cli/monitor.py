@@ -350,7 +350,7 @@ def read_values(
             except (TypeError, ValueError, OverflowError):
                 values[key] = math.nan
             if not math.isfinite(values[key]):
-                what = f"its {key} is {str(value)[:40]!r}" if key in row else f"it has no {key}"
+                what = f"its {key} is {repr(value)[:40]}" if key in row else f"it has no {key}"
                 raise DataError(
                     f"{name}, line {number}: {what}; a finite number is needed, as `adtr predict` writes it"
                 )
