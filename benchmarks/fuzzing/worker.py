@@ -215,7 +215,7 @@ def main() -> None:
         if any((folder / "work").iterdir()):
             record.update(outcome="reached out", detail=f"it wrote {next((folder / 'work').iterdir())}")
             break
-        if outcome not in ("taken", "refused"):
+        if not outcome.startswith(("taken", "refused")):
             kept = folder.parent / "inputs" / name
             if not kept.exists():
                 shutil.copytree(case, kept, symlinks=True, ignore=_specials)
