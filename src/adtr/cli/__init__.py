@@ -7,7 +7,6 @@ import io
 import os
 import re
 import sys
-import unicodedata
 import warnings
 from importlib import import_module
 from typing import Any, NoReturn
@@ -111,15 +110,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def fail(message: str) -> NoReturn:
     """One line on stderr, exit code 2."""
-    line = plain(" ".join(message.splitlines()))
+    from adtr.report.html import printable
+
+    line = printable(" ".join(message.splitlines()))  # what a file's name would tell the terminal to do is only shown
     click.echo(f"adtr: error: {line if len(line) <= LONGEST_LINE else f'{line[:LONGEST_LINE]}...'}", err=True)
     sys.exit(2)
-
-
-def plain(text: str) -> str:
-    """A text for the terminal: what a file's name or content would tell it to do is shown, not done."""
-    control = ("Cc", "Cf", "Cs")
-    return "".join(c if unicodedata.category(c) not in control else c.encode("unicode_escape").decode() for c in text)
 
 
 def _discard_stdout() -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adtr.cli import plain
 from adtr.cli.options import to_json
 from adtr.errors import ModelError
+from adtr.report.html import printable
 
 if TYPE_CHECKING:
     from adtr.calibration import Thresholds
@@ -35,7 +35,7 @@ def command(model: Path, as_json: bool) -> None:
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ModelError(f"the metadata of {model} are not what adtr writes ({str(error)[:100]})") from error
     for line in lines:
-        click.echo(plain(line))
+        click.echo(printable(line))
 
 
 def describe(model: Path, config: Config, metadata: dict[str, Any], thresholds: Thresholds) -> list[str]:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
 import click
 
-from adtr.cli import plain
 from adtr.config import Setting, Size, read_config_file, settings
 from adtr.errors import AdtrError
 from adtr.files import check_writable
+from adtr.report.html import printable
 
 if TYPE_CHECKING:
     from adtr.data.loading import SkippedImage
@@ -153,7 +153,7 @@ def report_skipped(skipped: Sequence[SkippedImage]) -> None:
     if skipped:
         click.echo(f"adtr: skipped {len(skipped)} unreadable image(s):", err=True)
         for image in skipped:
-            click.echo(plain(f"  {image.path}: {image.reason}"), err=True)
+            click.echo(printable(f"  {image.path}: {image.reason}"), err=True)
 
 
 def to_json(values: object) -> str:
