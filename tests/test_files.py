@@ -19,6 +19,8 @@ from adtr.files import (
     check_writable,
     file_sha256,
     open_lines,
+    parse_json,
+    read_bounded,
     replace_file,
     replace_folder,
 )
@@ -433,3 +435,19 @@ def test_lines_of_many_writers_are_all_there(tmp_path: Path) -> None:
         thread.join()
     found = [json.loads(line) for line in path.read_bytes().splitlines()]
     assert sorted((row["writer"], row["i"]) for row in found) == [(w, i) for w in range(4) for i in range(30)]
+
+
+def test_what_may_never_end_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    (tmp_path / "file").write_bytes(b"12345")
+    for path, words in (("pipe", "no regular file"), ("link", "no regular file"), ("file", "more than 4 bytes")):
+        with pytest.raises(OSError, match=words):
+            read_bounded(tmp_path / path, 4)
+    assert read_bounded(tmp_path / "file", 5) == b"12345"
+
+
+def test_deep_json_is_no_json() -> None:
+    assert parse_json(b'{"a": [1]}') == {"a": [1]}
+    with pytest.raises(ValueError, match="nested too deeply"):
+        parse_json("[" * 100_000 + "]" * 100_000)

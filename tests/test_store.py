@@ -1,6 +1,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ from adtr.store import (
     load_model,
     read_metadata,
     save_model,
+    seal,
 )
 from conftest import SMALL
 
@@ -50,8 +52,7 @@ def copy(model: Path, tmp_path: Path) -> Path:
 def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     metadata = json.loads((folder / METADATA).read_text())
     change(metadata)
-    metadata.pop(SEAL, None)
-    (folder / METADATA).write_text(json.dumps(metadata))
+    (folder / METADATA).write_text(json.dumps({**metadata, SEAL: seal(metadata)}))
 
 
 def sign(folder: Path, name: str) -> None:
@@ -141,8 +142,8 @@ def test_a_model_that_is_replaced_while_it_is_read_is_read_anew(
     reads = []
     read = store._read
 
-    def read_and_replace(path: Path) -> bytes:
-        data = read(path)
+    def read_and_replace(path: Path, *limit: int) -> bytes:
+        data = read(path, *limit)
         reads.append(path.name)
         if len(reads) == 2:  # metadata and weights are those of the old model, the configuration would be the new one's
             other.save(copy)
@@ -378,3 +379,69 @@ def test_load_model_gives_network_calibration_and_metadata(model: Path) -> None:
     assert isinstance(network, ADTR)
     assert isinstance(calibration, Calibration)
     assert metadata["adtr"]
+
+
+# Hostile folders.
+
+
+def edit_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    config = json.loads((folder / CONFIG).read_text())
+    change(config)
+    (folder / CONFIG).write_text(json.dumps(config))
+    sign(folder, CONFIG)
+
+
+def test_declared_sizes_take_no_memory(copy: Path) -> None:
+    """Half a terabyte of weights, of which the file holds none."""
+    edit_config(copy, lambda c: c["reconstruction"].update(width=8192, feedforward=65536, encoder_layers=64))
+    assert "does not fit config.json" in error_of(copy)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(copy: Path, value: float) -> None:
+    """Every score would be no number, and no threshold is below that: all images would be good."""
+    state = load_file(copy / WEIGHTS)
+    state["reconstruction.project_out.bias"][3] = value
+    save_file(state, copy / WEIGHTS)
+    sign(copy, WEIGHTS)
+    assert "weights that are no finite numbers (reconstruction.project_out.bias)" in error_of(copy)
+
+
+def test_scores_that_are_no_numbers_are_no_verdict(copy: Path, dataset: Path) -> None:
+    state = load_file(copy / WEIGHTS)
+    state["feature_std"][:] = 0
+    save_file(state, copy / WEIGHTS)
+    sign(copy, WEIGHTS)
+    with pytest.raises(ModelError, match="no finite numbers"):
+        AnomalyDetector.load(copy).predict(dataset / "test")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.update(format=float("nan")),
+        lambda m: m.update(format="2"),
+        lambda m: m["calibration"].update(folds=float("inf")),
+        lambda m: m["calibration"]["image_scores"].append(10**400),
+        lambda m: m["backbone"].update(sha256=7),
+        lambda m: m["data"]["image_hashes"].append([]),
+        lambda m: m.update(improvements=[{"hashes": [{}]}]),
+        lambda m: m.update(improvements=5),
+        lambda m: m.update(files=[["a"]]),
+    ],
+)
+def test_metadata_of_other_types_are_one_line(copy: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    edit(copy, change)
+    assert "lacks what a model needs" in error_of(copy, read_metadata)
+
+
+def test_metadata_that_never_end_are_not_read(copy: Path) -> None:
+    (copy / METADATA).write_text("[" * 100_000)
+    assert "nested too deeply" in error_of(copy, read_metadata)
+    for target in ("/dev/zero", "/dev/stdin"):
+        (copy / METADATA).unlink()
+        (copy / METADATA).symlink_to(target)
+        assert "cannot be read" in error_of(copy, read_metadata)
+    (copy / METADATA).unlink()
+    os.mkfifo(copy / METADATA)
+    assert "no regular file" in error_of(copy, read_metadata)

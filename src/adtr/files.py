@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever sees half of one, whenever the process is killed or the power fails."""
+"""Files: written so that nobody ever sees half of one, and read as what anybody may have made."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import contextlib
 import errno
 import hashlib
 import io
+import json
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 from adtr.errors import AdtrError
 from adtr.locks import hold_file, hold_folder
@@ -167,6 +170,37 @@ def explained(path: Path) -> Iterator[None]:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         remedy = "choose another output or make room" if is_full else "choose another output"
         raise AdtrError(f"cannot write {path}: {error.strerror}; {remedy}") from error
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """The content of a file of at most so many bytes.
+
+    Raises:
+        OSError: it cannot be read, is larger, or is a pipe, which may never end, or a device.
+    """
+    status = path.stat()
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # of a folder the system says so itself
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    data = bytearray()
+    if status.st_size <= limit:
+        with path.open("rb") as file:  # piece by piece: the whole limit at once would be asked of the memory
+            while len(data) <= limit and (piece := file.read(1 << 24)):
+                data += piece
+    if max(status.st_size, len(data)) > limit:
+        raise OSError(errno.EFBIG, f"it has more than {limit} bytes", str(path))
+    return bytes(data)
+
+
+def parse_json(text: str | bytes) -> Any:  # noqa: ANN401 - whatever it holds
+    """What a JSON text holds.
+
+    Raises:
+        ValueError: it is none, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def file_sha256(path: Path) -> str:

@@ -15,7 +15,7 @@ from adtr.config import Config
 from adtr.data.folder import Dataset, Sample, content_hash, open_dataset
 from adtr.data.loading import LoadedImage, SkippedImage, load_images
 from adtr.data.sources import as_sources, in_batches
-from adtr.errors import ConfigError, DataError, memory_for
+from adtr.errors import ConfigError, DataError, ModelError, memory_for
 from adtr.evaluation import Evaluated, add_to_metrics
 from adtr.metrics import Metrics, MetricsAccumulator
 from adtr.prediction import Prediction
@@ -130,6 +130,8 @@ class Predictor(ABC):
     def _verdicts(self, batch: Sequence[LoadedImage]) -> Iterator[Prediction]:
         """One by one, so that a large anomaly map that was looked at can be let go before the next."""
         scores, maps = self._compare(batch)
+        if not (np.isfinite(scores).all() and np.isfinite(maps).all()):  # no threshold is below what is no number
+            raise ModelError("the model's scores are no finite numbers: its weights are broken; fit it anew")
         for image, score, score_map in zip(batch, scores.tolist(), maps, strict=True):
             yield Prediction(
                 score=score,

@@ -16,7 +16,7 @@ import numpy as np
 from adtr.calibration import Calibration
 from adtr.config import Config
 from adtr.errors import AdtrError, AdtrWarning, ConfigError, ModelError
-from adtr.files import check_disposable, file_sha256, replace_file, replace_folder
+from adtr.files import check_disposable, file_sha256, parse_json, read_bounded, replace_file, replace_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 FORMAT = 3
 WEIGHTS, CONFIG, METADATA, BACKBONE = "model.safetensors", "config.json", "metadata.json", "backbone.safetensors"
 FEATURES = "features.safetensors"
+MAX_JSON = 256 << 20
+"""Bytes of a JSON file."""
+MAX_WEIGHTS = 64 << 30
+"""Bytes of a file of weights."""
 EXPORTED = (".onnx", ".xml")
 """Ends of the names of exported files that adtr itself can run."""
 SEAL = "sha256"
@@ -93,7 +97,7 @@ def save_model(
             metadata["features_sha256"] = _write_features(draft / FEATURES, features)
         for name, data in files.items():
             replace_file(draft / name, data)
-        metadata[SEAL] = _seal(metadata)
+        metadata[SEAL] = seal(metadata)
         replace_file(draft / METADATA, json.dumps(metadata, indent=2) + "\n")
 
 
@@ -155,15 +159,19 @@ def _read_folder(folder: Path) -> tuple[Config, Calibration, dict[str, Any], byt
         raise ModelError(f"the model {folder} {problem}; `adtr fit DATA --output MODEL` makes one")
     metadata = _read_json(folder / METADATA)
     try:
+        if type(metadata["format"]) is not int:
+            raise TypeError("its format is no whole number")
         if metadata["format"] > FORMAT:
             raise ModelError(f"{folder} was written by a newer adtr (format {metadata['format']}); update adtr")
         if metadata["format"] < FORMAT:
             raise ModelError(f"{folder} was written by an older adtr (format {metadata['format']}); fit it anew")
         recorded = dict(metadata["files"])
         calibration, backbone = check_record(metadata), metadata["backbone"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{folder / METADATA} lacks what a model needs ({error})") from error
-    if metadata.get(SEAL, _seal(metadata)) != _seal(metadata):  # those of older models have none
+    except ModelError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ModelError(f"{folder / METADATA} lacks what a model needs ({str(error)[:100]})") from error
+    if metadata.get(SEAL) != seal(metadata):
         raise ModelError(f"{folder / METADATA} is not what was saved (its SHA-256 differs); copy the folder again")
     needed = [WEIGHTS, CONFIG, *([BACKBONE] if backbone["stored"] else [])]
     if not set(needed) <= set(recorded):
@@ -171,10 +179,10 @@ def _read_folder(folder: Path) -> tuple[Config, Calibration, dict[str, Any], byt
     contents: dict[str, bytes] = {}
     for name, digest in recorded.items():
         if name not in (WEIGHTS, CONFIG, BACKBONE):
-            raise ModelError(f"{folder / METADATA} names an unknown file {name!r}")
+            raise ModelError(f"{folder / METADATA} names an unknown file {name[:100]!r}")
         if not (folder / name).is_file():
             raise ModelError(f"the model {folder} lacks {name}; copy the whole folder again")
-        contents[name] = _read(folder / name)
+        contents[name] = _read(folder / name, MAX_WEIGHTS)
         if hashlib.sha256(contents[name]).hexdigest() != digest:
             raise ModelError(f"{folder / name} is not what was saved (its SHA-256 differs); copy the folder again")
     try:
@@ -195,9 +203,14 @@ def check_record(metadata: dict[str, Any]) -> Calibration:
     Raises:
         KeyError, TypeError, ValueError: they do not.
     """
-    for key in ("name", "source", "sha256", "stored"):
-        metadata["backbone"][key]
-    dict(metadata["training"]), list(metadata["data"]["image_hashes"]), list(metadata["data"]["held_out_hashes"])
+    backbone, data = metadata["backbone"], metadata["data"]
+    texts = [backbone["name"], backbone["source"], backbone["sha256"]]
+    improvements = metadata.get("improvements", [])
+    for hashes in (data["image_hashes"], data["held_out_hashes"], *(past["hashes"] for past in improvements)):
+        texts += hashes
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("its names and hashes must be text")
+    dict(metadata["training"]), bool(backbone["stored"])
     return _read_calibration(metadata["calibration"])
 
 
@@ -225,6 +238,8 @@ def _load_model(
     recorded = metadata["backbone"]
     if recorded["stored"]:
         backbone_weights = folder / BACKBONE
+    state = _read_tensors(folder / WEIGHTS, weights)
+    _check_weights(state, config, folder / WEIGHTS)
     network = ADTR(config, backbone_weights)
     if recorded["stored"]:
         if file_sha256(folder / BACKBONE) != metadata["files"][BACKBONE]:
@@ -235,17 +250,39 @@ def _load_model(
             f"the backbone weights at hand ({network.embedding.source}) are not those that {folder} was trained with "
             f"({recorded['source']}, SHA-256 {recorded['sha256'][:12]}...); give them with --backbone-weights"
         )
-    state = _read_tensors(folder / WEIGHTS, weights)
     try:
         network.feature_mean.copy_(state.pop("feature_mean"))
         network.feature_std.copy_(state.pop("feature_std"))
-        memory = {name: state.pop(name) for name in list(state) if name.startswith("memory.")}
-        network.memory.restore({name.removeprefix("memory."): tensor for name, tensor in memory.items()})
+        network.memory.restore(state.pop("memory.patches"), state.pop("memory.scale"))
         network.reconstruction.load_state_dict({n.removeprefix("reconstruction."): t for n, t in state.items()})
-    except (KeyError, RuntimeError) as error:
+    except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{folder / WEIGHTS} does not fit {CONFIG}: {reason}") from error
     return network.eval(), calibration, metadata
+
+
+def _check_weights(state: dict[str, Tensor], config: Config, path: Path) -> None:
+    """Before a network is made: one of the sizes that a configuration merely declares may not fit into the memory.
+
+    Raises:
+        ModelError: the weights have other names or shapes than the configuration, or one is no finite number.
+    """
+    import torch
+
+    from adtr.model.network import create_reconstruction
+
+    with torch.device("meta"):  # shapes without memory
+        channels = len(state["feature_mean"]) if state.get("feature_mean", torch.empty(())).ndim == 1 else 1
+        expected = {f"reconstruction.{n}": t for n, t in create_reconstruction(channels, config).state_dict().items()}
+        expected |= {"feature_mean": torch.empty(channels), "feature_std": torch.empty(channels)}
+        patches = state.get("memory.patches", torch.empty(0)).shape  # as many as there were; `restore` looks at them
+        expected |= {"memory.patches": torch.empty(patches, dtype=torch.float16), "memory.scale": torch.empty(())}
+    for name in sorted(expected.keys() | state.keys()):
+        have, want = state.get(name), expected.get(name)
+        if have is None or want is None or have.shape != want.shape or have.dtype != want.dtype:
+            raise ModelError(f"{path} does not fit {CONFIG}: {name[:100]!r} is missing, too much or of another shape")
+        if not have.isfinite().all():
+            raise ModelError(f"{path} holds weights that are no finite numbers ({name[:100]}); fit anew")
 
 
 def read_features(folder: Path, metadata: dict[str, Any]) -> Tensor | None:
@@ -285,7 +322,7 @@ def _write_features(path: Path, features: Tensor) -> str:
     return file_sha256(path)
 
 
-def _seal(metadata: dict[str, Any]) -> str:
+def seal(metadata: dict[str, Any]) -> str:
     """SHA-256 of all else in the metadata, as JSON has it."""
     values = json.loads(json.dumps({name: value for name, value in metadata.items() if name != SEAL}))
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
@@ -303,9 +340,9 @@ def _read_calibration(values: dict[str, Any]) -> Calibration:
     return Calibration(image_scores=scores, pixel_maxima=maxima, folds=int(values["folds"]))
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, limit: int) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bounded(path, limit)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -313,12 +350,12 @@ def _read(path: Path) -> bytes:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise ModelError(f"{path.parent} is not a model folder: it has no {path.name}")
-    return _parse_json(path, _read(path))
+    return _parse_json(path, _read(path, MAX_JSON))
 
 
 def _parse_json(path: Path, data: bytes) -> dict[str, Any]:
     try:
-        values = json.loads(data)
+        values = parse_json(data)
     except ValueError as error:
         raise ModelError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

@@ -11,11 +11,13 @@ from typing import Any, Literal
 from adtr.data.folder import list_images
 from adtr.data.loading import load_image
 from adtr.errors import AdtrError, ConfigError, ImageError
-from adtr.files import append_line, check_writable, explained, open_lines, replace_file
+from adtr.files import append_line, check_writable, explained, open_lines, parse_json, read_bounded, replace_file
 from adtr.prediction import Prediction
 from adtr.predictor import Predictor
 
 RESULTS = "results.jsonl"
+MAX_BYTES = 2 << 30
+"""Of an image's file."""
 VERDICTS = ("good", "unsure", "anomalous")
 Sort = Literal["copy", "link"]
 Stamp = tuple[int, int]
@@ -92,7 +94,7 @@ class FolderWatch:
             "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
         try:
-            data = path.read_bytes()
+            data = read_bounded(path, MAX_BYTES)
         except OSError as error:
             if not path.exists():
                 return None
@@ -141,11 +143,11 @@ def _read_done(results: Path) -> dict[str, Stamp]:
         AdtrError: a line is none of ours.
     """
     try:
-        rows = [json.loads(line) for line in open_lines(results)]
+        rows = [parse_json(line) for line in open_lines(results)]
         return {row["path"]: (int(row["size"]), int(row["mtime_ns"])) for row in rows}
     except AdtrError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise AdtrError(f"{results} holds something else than the results of a watch; choose another output") from error
 
 

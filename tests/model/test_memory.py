@@ -65,7 +65,7 @@ def test_what_is_remembered_is_at_no_distance_and_the_scale_multiplies() -> None
 def test_a_stored_memory_comes_back_exactly() -> None:
     first, second = memory(), memory()
     first.fill(torch.randn(4, 8), 1.7)
-    second.restore(first.stored())
+    second.restore(**first.stored())
     assert torch.equal(first.patches, second.patches)
     assert torch.equal(first(tokens()), second(tokens()))
 
@@ -73,4 +73,4 @@ def test_a_stored_memory_comes_back_exactly() -> None:
 @pytest.mark.parametrize("shape", [(6, 8), (4, 7), (8,), (1, 4, 8)])
 def test_a_memory_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(RuntimeError, match="cannot have the shape"):
-        memory().restore({"patches": torch.zeros(shape).half(), "scale": torch.ones(())})
+        memory().restore(torch.zeros(shape).half(), torch.ones(()))

@@ -42,6 +42,10 @@ SYSTEM_REFUSES = (
 """What is no bug, wherever a file is opened or written."""
 
 
+LONGEST_LINE = 1500
+"""Characters of an error."""
+
+
 class LazyCommands(click.Group):
     """A group that imports a command's module when the command is asked for."""
 
@@ -84,6 +88,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command. A user's mistake is one line on stderr and exit code 2; a bug is a traceback and 1."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # any file name can be printed; in JSON the replacement is an escape
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on odd metadata, which change nothing
     try:
         with warnings.catch_warnings():
             warnings.showwarning = partial(_show_warning, warnings.showwarning)
@@ -113,7 +118,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def fail(message: str) -> NoReturn:
     """One line on stderr, exit code 2."""
-    click.echo(f"adtr: error: {' '.join(message.splitlines())}", err=True)
+    from adtr.report.html import printable
+
+    line = printable(" ".join(message.splitlines()))  # what a file's name would tell the terminal to do is only shown
+    click.echo(f"adtr: error: {line if len(line) <= LONGEST_LINE else f'{line[:LONGEST_LINE]}...'}", err=True)
     sys.exit(2)
 
 

@@ -17,6 +17,7 @@ from adtr.config import Setting, Size, read_config_file, settings
 from adtr.errors import AdtrError
 from adtr.files import check_writable
 from adtr.locks import hold_folder
+from adtr.report.html import printable
 
 if TYPE_CHECKING:
     from adtr.data.loading import SkippedImage
@@ -171,7 +172,7 @@ def report_skipped(skipped: Sequence[SkippedImage]) -> None:
     if skipped:
         click.echo(f"adtr: skipped {len(skipped)} unreadable image(s):", err=True)
         for image in skipped:
-            click.echo(f"  {image.path}: {image.reason}", err=True)
+            click.echo(printable(f"  {image.path}: {image.reason}"), err=True)
 
 
 def to_json(values: object) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from adtr.config import Config
 from adtr.errors import AdtrError
-from adtr.files import append_line, check_writable, open_lines
+from adtr.files import append_line, check_writable, open_lines, parse_json
 
 FILE = "results.jsonl"
 Record = dict[str, Any]
@@ -37,14 +37,14 @@ class Records:
         self.records: list[Record] = list(self._read())
         others = {record["experiment"] for record in self.records} - {experiment}
         if others:
-            raise AdtrError(f"{self.path} holds results of {min(others)}; choose another --output")
+            raise AdtrError(f"{self.path} holds results of {min(map(str, others))[:100]}; choose another --output")
 
     def _read(self) -> Iterator[Record]:
         for number, line in enumerate(open_lines(self.path), 1):
             try:
-                record = json.loads(line)
-                record["experiment"], record["category"], record["seed"], record["row"], dict(record["config"])
-            except (ValueError, KeyError, TypeError) as error:
+                record = parse_json(line)
+                {record["experiment"], record["category"], record["seed"], record["row"]}, dict(record["config"])
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise AdtrError(f"line {number} of {self.path} is no result; remove it") from error
             yield record
 

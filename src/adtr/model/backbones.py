@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import socket
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata, util
@@ -261,7 +262,9 @@ def read_state_dict(path: Path) -> StateDict:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of odd pickles; the error says enough
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError) as error:
         raise ModelError(f"cannot read the weights file {path}: {_one_line(error)}") from error
     except Exception as error:

@@ -9,7 +9,7 @@ Shapes: B images, N = H * W tokens, C feature channels, M patches of D channels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -76,14 +76,12 @@ class Memory(nn.Module):
         """What a model file keeps."""
         return {"patches": self.patches.half(), "scale": self.scale}
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+    def restore(self, patches: Tensor, scale: Tensor) -> None:
         """The inverse of `stored`.
 
         Raises:
-            KeyError: one is missing.
             RuntimeError: one has not the shape that the configuration gives it.
         """
-        patches, scale = tensors["patches"], tensors["scale"]
         if patches.ndim != 2 or patches.shape[1] != self.patches.shape[1] or len(patches) > self.size or scale.ndim:
             raise RuntimeError(f"a memory of {self.size} patches cannot have the shape {tuple(patches.shape)}")
         self.fill(patches, float(scale))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from adtr.errors import ModelError
-from adtr.files import replace_file
+from adtr.files import parse_json, replace_file
 
 FILE = "checkpoint.safetensors"
 
@@ -70,8 +70,8 @@ def load_checkpoint(
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        state = Checkpoint(**json.loads(header["state"]))
-        plain = json.loads(header["plain"])
+        state = Checkpoint(**parse_json(header["state"]))
+        plain = dict(parse_json(header["plain"]))
         if header["sha256"] != _digest(header, tensors):
             raise ValueError("its SHA-256 differs")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
