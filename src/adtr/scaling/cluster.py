@@ -1,0 +1,66 @@
+"""Ray: started on this machine, or reached where RAY_ADDRESS says. Imported only where it is asked for."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import ray
+import ray.data
+
+from adtr.errors import ConfigError
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is told to anybody outside
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # its processes write into this one's stderr
+}
+
+
+def connect(cpus: int | None = None) -> None:
+    """Connect to a cluster, if this process is not connected yet.
+
+    That is the one that RAY_ADDRESS names, or a new one on this machine, which listens to this machine alone, tells
+    nobody about itself, and ends with this process.
+
+    Args:
+        cpus: of a new cluster; None takes the machine's.
+
+    Raises:
+        ConfigError: the cluster cannot be reached.
+    """
+    if ray.is_initialized():
+        return
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.CRITICAL)
+    how: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **how)
+        return
+    try:
+        ray.init(address=address, **how)
+    except (ConnectionError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"no Ray cluster answers at RAY_ADDRESS {address} ({reason})") from error
+
+
+def gpus_for(device: str, *, exported: bool = False) -> int:
+    """How many of the cluster's GPUs serve, each for a worker of its own; 0 where the cores do the work.
+
+    Args:
+        device: "auto", "cpu" or "cuda".
+        exported: the model is an exported file, which runs on the CPU.
+
+    Raises:
+        ConfigError: another device, or no GPU where one is asked for.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"the engine ray shares the devices out itself: --device auto, cpu or cuda, not {device!r}")
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if device == "cuda" and not gpus:
+        raise ConfigError("the cluster has no GPU; take --device auto or cpu")
+    return 0 if device == "cpu" or exported else gpus
