@@ -16,7 +16,7 @@ from adtr.errors import AdtrError, ConfigError
 from adtr.experiments.plans import Plan, Row
 from adtr.experiments.records import FILE, Record, Records, append_line, machine, peak_memory, plain_config
 from adtr.experiments.subjects import Subject, Subjects
-from adtr.processes import affordable_jobs, in_processes
+from adtr.jobs import affordable_jobs, in_processes
 from adtr.progress import Progress, Silent
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from adtr.errors import AdtrError, DataError
 from adtr.experiments.records import plain_config
 from adtr.experiments.runs import UNFINISHED
 from adtr.files import check_writable, replace_file
+from adtr.jobs import affordable_jobs, in_processes
 from adtr.predictor import OnError
-from adtr.processes import affordable_jobs, in_processes
 
 SUMMARY, TABLE, MODELS = "summary.jsonl", "summary.md", "models"
 Record = dict[str, Any]
