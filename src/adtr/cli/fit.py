@@ -9,6 +9,7 @@ import click
 
 from adtr.cli.options import (
     SectionedCommand,
+    config_option,
     configuration_flags,
     device_option,
     on_error_option,
@@ -26,7 +27,7 @@ from adtr.cli.options import (
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), metavar="MODEL", help="Model folder.")
 @click.option("--preset", metavar="NAME", help="A named configuration; `adtr presets` lists them.  [default: quick]")
-@click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="A YAML or TOML file.")
+@config_option
 @weights_option
 @click.option("--store-backbone", is_flag=True, help="Put the backbone's weights into the model folder.")
 @click.option("--keep-features", is_flag=True, help="Put the good images' features into the model, for `adtr improve`.")

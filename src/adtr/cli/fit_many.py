@@ -9,6 +9,7 @@ import click
 
 from adtr.cli.options import (
     SectionedCommand,
+    config_option,
     configuration_flags,
     device_option,
     extra_for,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 @click.argument("root", type=click.Path(path_type=Path))
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Receives it all.")
 @click.option("--preset", metavar="NAME", help="A named configuration; `adtr presets` lists them.  [default: quick]")
-@click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="A YAML or TOML file.")
+@config_option
 @click.option(
     "--engine",
     type=click.Choice(["local", "ray"]),

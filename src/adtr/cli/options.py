@@ -58,15 +58,20 @@ def _metavar(setting: Setting) -> str:
     return {int: "N", float: "X", bool: "true|false", str: "NAME", Size: "N|HxW"}[setting.type]
 
 
-def resolve(preset: str | None, config_file: Path | None, flags: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def resolve(
+    preset: str | None, config_file: Path | None, flags: dict[str, Any], default: str = "quick"
+) -> tuple[str, dict[str, Any]]:
     """Preset and overrides: flags win over the configuration file, which wins over the preset."""
     from_file, overrides = read_config_file(config_file) if config_file is not None else (None, {})
     given = {name: value for name, value in flags.items() if value is not None}
-    return preset or from_file or "quick", {**overrides, **given}
+    return preset or from_file or default, {**overrides, **given}
 
 
 device_option = click.option(
     "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:N or mps."
+)
+config_option = click.option(
+    "--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="A YAML or TOML file."
 )
 weights_option = click.option(
     "--backbone-weights",

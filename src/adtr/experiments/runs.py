@@ -17,7 +17,7 @@ from adtr.experiments.plans import Plan, Row
 from adtr.experiments.records import FILE, Record, Records, append_line, machine, peak_memory, plain_config
 from adtr.experiments.subjects import Subject, Subjects
 from adtr.jobs import affordable_jobs, in_processes
-from adtr.progress import Progress, Silent
+from adtr.progress import Progress
 
 if TYPE_CHECKING:
     from adtr.detector import AnomalyDetector
@@ -132,8 +132,12 @@ def run(
         told(record, left, (time.perf_counter() - started) / done * left)
 
     if jobs == 1:
+        from adtr.experiments.features import SharedReader
+
+        reader = SharedReader(progress=progress)
         for name, runs in missing.items():
-            run_category(request, subjects.open(name), runs, progress=progress, ended=ended)
+            run_category(request, subjects.open(name), runs, reader=reader, ended=ended)
+        reader.forget()
         return reasons
     for _, future in in_processes(_in_process, [(request, *item) for item in missing.items()], jobs):
         for record in future.result():
@@ -142,9 +146,13 @@ def run(
 
 
 def _in_process(request: Request, name: str, runs: list[tuple[int, Row]]) -> list[Record]:
+    from adtr.experiments.features import SharedReader
+
     subject = Subjects(request.plan.data, request.data, [name]).open(name)
     records: list[Record] = []
-    run_category(request, subject, runs, progress=Silent(), ended=records.append)
+    reader = SharedReader()
+    run_category(request, subject, runs, reader=reader, ended=records.append)
+    reader.forget()
     return records
 
 
@@ -159,21 +167,19 @@ def run_category(
     subject: Subject,
     runs: Sequence[tuple[int, Row]],
     *,
-    progress: Progress,
+    reader: SharedReader,
     ended: Callable[[Record], None],
 ) -> None:
-    """The missing runs of a category; those with one embedding share its features. Each is kept as soon as it ends."""
-    from adtr.experiments.features import SharedReader
+    """The missing runs of a category; those with one embedding share its features. Each is kept as soon as it ends.
 
-    reader = SharedReader(progress=progress)
+    Test images that the category before had too, as the classes of CIFAR-10 do, are not embedded again.
+    """
     folder = request.output / UNFINISHED / subject.name
     for seed, row in sorted(runs, key=lambda run: str(request.config(run[1], 0).embedding)):
-        if not any(key for key in reader.remembered if key[0] == request.config(row, seed).embedding):  # type: ignore[index]
-            reader.forget()
+        reader.keep(request.config(row, seed).embedding, subject.train, subject.test)
         record = _run(request, subject, seed, row, reader, folder)
         append_line(request.output / FILE, record)
         ended(record)
-    reader.forget()
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -182,7 +188,7 @@ def _run(request: Request, subject: Subject, seed: int, row: Row, reader: Shared
     from adtr.experiments.peers import run_peer
 
     config = request.config(row, seed)
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     extra: Record = {}
     if row.peer:
         metrics = run_peer(row.peer, subject, config, request.weights_of(config))
@@ -202,6 +208,7 @@ def _run(request: Request, subject: Subject, seed: int, row: Row, reader: Shared
         "train": len(subject.train),
         "test": len(subject.test),
         "seconds": time.perf_counter() - started,
+        "processor_seconds": time.process_time() - used,
         "peak_memory_mib": peak_memory(),
         **machine(),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
