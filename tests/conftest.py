@@ -230,17 +230,8 @@ def cluster() -> Iterator[str]:
     """A small Ray cluster, which this process is connected to; its address."""
     import ray
 
-    from adtr.scaling.cluster import QUIET
+    from adtr.scaling.cluster import connect
 
-    os.environ.update(QUIET)
-    ray.init(
-        address="local",
-        num_cpus=2,
-        object_store_memory=100 << 20,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        _node_ip_address="127.0.0.1",
-    )
+    connect(2, object_store_memory=100 << 20)
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()

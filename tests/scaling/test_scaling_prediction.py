@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from pyarrow import Table, parquet
+from ray._common.usage.usage_lib import usage_stats_enabled
 from ray.data import Dataset
 
 from adtr.cli import main
@@ -290,10 +291,16 @@ def test_the_cluster_has_no_gpu_here_and_exported_files_want_none() -> None:
         gpus_for("mps")
 
 
-def test_nobody_is_told() -> None:
-    from ray._common.usage.usage_lib import usage_stats_enabled
-
+def test_nobody_is_told_and_nobody_else_is_obeyed(cluster: str) -> None:
     assert not usage_stats_enabled()
+    code = "import ray, sys\nray.init(address=sys.argv[1])\nprint('let in', ray.cluster_resources())"
+    stranger = {**os.environ, "RAY_AUTH_TOKEN": "another"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, cluster], env=stranger, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode != 0
+    assert "let in" not in done.stdout
+    assert "uthenticat" in done.stderr
 
 
 def test_ray_is_imported_only_where_it_is_asked_for(model: Path, images: Path) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import secrets
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -17,14 +21,15 @@ QUIET = {
 }
 
 
-def connect(cpus: int | None = None) -> None:
+def connect(cpus: int | None = None, **options: Any) -> None:  # noqa: ANN401
     """Connect to a cluster, if this process is not connected yet.
 
-    That is the one that RAY_ADDRESS names, or a new one on this machine, which listens to this machine alone, tells
-    nobody about itself, and ends with this process.
+    That is the one that RAY_ADDRESS names, or a new one on this machine, which ends with this process, tells nobody
+    about itself, and obeys nobody but this process and its children: whoever lacks their token is refused.
 
     Args:
         cpus: of a new cluster; None takes the machine's.
+        **options: of a new cluster; see `ray.init`.
 
     Raises:
         ConfigError: the cluster cannot be reached.
@@ -39,10 +44,13 @@ def connect(cpus: int | None = None) -> None:
     how: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = os.environ.get("RAY_ADDRESS")
     if not address:
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **how)
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex())
+        with _silent():
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **how, **options)
         return
     try:
-        ray.init(address=address, **how)
+        with _silent():
+            ray.init(address=address, **how)
     except (ConnectionError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"no Ray cluster answers at RAY_ADDRESS {address} ({reason})") from error
@@ -64,3 +72,17 @@ def gpus_for(device: str, *, exported: bool = False) -> int:
     if device == "cuda" and not gpus:
         raise ConfigError("the cluster has no GPU; take --device auto or cpu")
     return 0 if device == "cpu" or exported else gpus
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without what native code, and processes started meanwhile, write to stderr; errors are raised as ever."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
