@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ray.data import Dataset
 from adtr.cli import main
 from adtr.detector import AnomalyDetector
 from adtr.errors import AdtrError, ConfigError, ModelError
+from adtr.files import replace_file
 from adtr.progress import Silent
 from adtr.scaling import answers, prediction
 from adtr.scaling.cluster import gpus_for
@@ -239,6 +241,38 @@ def test_an_unreadable_image_stops_the_run_or_is_named(
     assert [i for i, row in enumerate(found) if row["error"]] == [5]
     assert adtr(*given, "--on-error", "skip") == 0  # is complete
     assert parquet.read_table(tmp_path / "out").to_pylist() == found
+
+
+def test_a_full_disk_is_one_line_and_what_was_kept_stays(
+    model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rows(order: object, units: Table, workers: object) -> Iterator[dict[str, Any]]:  # noqa: ARG001
+        for unit in units.to_pylist():
+            yield {"number": unit["number"], "path": unit["path"], "error": "none was asked"}
+
+    def full(path: Path, data: bytes | str) -> None:
+        if path.name.startswith("part-000000000006"):
+            raise AdtrError(f"cannot write {path}: No space left on device")
+        replace_file(path, data)
+
+    monkeypatch.setattr(prediction, "_rows", rows)
+    monkeypatch.setattr(answers, "PART_ROWS", 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(answers, "replace_file", full)
+        with pytest.raises(AdtrError, match="No space left"):
+            predict(model, [str(images)], tmp_path / "out", on_error="skip", progress=Silent())
+    assert sum(parquet.read_metadata(part).num_rows for part in (tmp_path / "out").glob("part-*")) == 6
+    done = predict(model, [str(images)], tmp_path / "out", on_error="skip", progress=Silent())
+    assert (done.done, done.is_complete) == (128, True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="waits for a pipe")
+def test_a_run_in_which_nothing_moves_ends(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prediction, "NO_PROGRESS", 12.0)
+    os.mkfifo(tmp_path / "nobody-writes.png")
+    with pytest.raises(AdtrError, match="no image was answered for in"):
+        predict(model, [str(tmp_path / "nobody-writes.png")], tmp_path / "out", progress=Silent())
 
 
 @pytest.mark.slow

@@ -138,7 +138,7 @@ class Answers:
     def _read_manifest(self) -> bool:
         path = self.folder / MANIFEST
         if not path.exists():
-            if any(self.folder.iterdir()):
+            if any(not path.name.startswith(".") for path in self.folder.iterdir()):
                 raise AdtrError(f"{self.folder} holds something else than results; choose another --output")
             self.is_complete = False
             self._write_manifest()

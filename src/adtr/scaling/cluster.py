@@ -44,7 +44,7 @@ def connect(cpus: int | None = None, **options: Any) -> None:  # noqa: ANN401
     how: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = os.environ.get("RAY_ADDRESS")
     if not address:
-        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex())
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex())  # else Ray keeps one in the home folder
         with _silent():
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **how, **options)
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -255,7 +255,7 @@ def model_digest(model: Path) -> str:
         return file_sha256(model if is_exported(model) else model / METADATA)
     except OSError as error:
         raise ModelError(
-            f"the model {model} cannot be read on {os.uname().nodename} ({error.strerror}); every machine of the "
+            f"the model {model} cannot be read on {platform.node()} ({error.strerror}); every machine of the "
             "cluster needs it at the same place"
         ) from error
 
