@@ -115,6 +115,16 @@ def test_parquet(table: Path, tmp_path: Path, given_as: str) -> None:
     assert [i for i, row in enumerate(rows) if row["error"]] == [5]
 
 
+def test_a_damaged_row_group_is_named_row_by_row(table: Path, tmp_path: Path) -> None:
+    column = parquet.read_metadata(table).row_group(1).column(0)
+    content = bytearray(table.read_bytes())
+    start = column.dictionary_page_offset or column.data_page_offset
+    content[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+    table.write_bytes(content)
+    rows = loaded(find_units([str(table)]), tmp_path)
+    assert [i for i, row in enumerate(rows) if row["error"]] == [4, 5, 6, 7]
+
+
 def test_images_come_before_parquet_files(table: Path, images: Path, tmp_path: Path) -> None:
     units = find_units([str(table), str(images)])
     rows = loaded(units, tmp_path)

@@ -114,13 +114,12 @@ def load(units: Mapping[str, NDArray[Any]], size: tuple[int, int], batch_size: i
             pixels, (height, width), error = np.zeros((*size, 3), np.uint8), (0, 0), ""
             try:
                 if isinstance(content, Exception):
-                    raise content
-                loaded = load_image(content, size)
-                pixels, (height, width) = loaded.pixels, loaded.size
+                    error = _reason(content)
+                else:
+                    loaded = load_image(content, size)
+                    pixels, (height, width) = loaded.pixels, loaded.size
             except ImageError as problem:
                 error = str(problem).removeprefix("cannot read image (bytes): ")
-            except Exception as problem:  # noqa: BLE001 - each file system has errors of its own
-                error = _reason(problem)
             for name, value in zip(columns, (number, path, pixels, height, width, error), strict=True):
                 columns[name].append(value)
         yield {
@@ -208,14 +207,20 @@ def _fetch(paths: Sequence[str]) -> Iterable[bytes | Exception]:
 
 
 def _read_group(place: str, group: int, first: int, rows: int) -> Iterator[bytes | Exception]:
-    """Encoded images of a row group, from a row of the file on."""
-    with _open(place) as opened:
-        file = parquet.ParquetFile(opened)
-        column = image_column(file.schema_arrow, place)
-        skipped = first - sum(file.metadata.row_group(i).num_rows for i in range(group))
-        batches = file.iter_batches(batch_size=TOGETHER, row_groups=[group], columns=[column])
-        contents = (content.as_py() or b"" for batch in batches for content in encoded_images(batch[column]))
-        yield from islice(contents, skipped, skipped + rows)
+    """Encoded images of a row group, from a row of the file on; or what kept the rest of them from being read."""
+    left = rows
+    try:
+        with _open(place) as opened:
+            file = parquet.ParquetFile(opened)
+            column = image_column(file.schema_arrow, place)
+            skipped = first - sum(file.metadata.row_group(i).num_rows for i in range(group))
+            batches = file.iter_batches(batch_size=TOGETHER, row_groups=[group], columns=[column])
+            contents = (content.as_py() or b"" for batch in batches for content in encoded_images(batch[column]))
+            for content in islice(contents, skipped, skipped + rows):
+                left -= 1
+                yield content
+    except Exception as error:  # noqa: BLE001 - each file system has errors of its own
+        yield from [error] * left
 
 
 def _open(place: str) -> Any:  # noqa: ANN401 - fsspec has no types
