@@ -21,6 +21,7 @@ from adtr.errors import AdtrError, AdtrWarning, is_out_of_memory
 COMMANDS = {
     "audit": "Find good images that may not be good, and copies.",
     "fit": "Learn what good looks like from a folder of good images.",
+    "fit-many": "Fit a detector for each product in a folder of products.",
     "improve": "Go on learning, from labelled, made or irrelevant anomalies.",
     "predict": "Score images, and show where they depart from good.",
     "watch": "Score what lands in a folder, and sort it.",
@@ -57,7 +58,7 @@ class LazyCommands(click.Group):
         """The command's object, from its module."""
         if cmd_name not in COMMANDS:
             raise AdtrError(unknown("command", cmd_name, COMMANDS))
-        command: click.Command = import_module(f"adtr.cli.{cmd_name}").command
+        command: click.Command = import_module(f"adtr.cli.{cmd_name.replace('-', '_')}").command
         return command
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's signature

@@ -150,6 +150,19 @@ def hold_output(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def extra_for(purpose: str, extra: str) -> Iterator[None]:
+    """Say which optional dependencies are missing where an import inside the block fails.
+
+    Raises:
+        AdtrError: one is.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise AdtrError(f"{purpose} needs {error.name}: pip install 'adtr[{extra}]'") from error
+
+
+@contextlib.contextmanager
 def progress_on_stderr(quiet: bool) -> Iterator[Progress]:
     """Bars on a terminal; nothing where stderr is a file or a pipe, when asked to be quiet, or without rich."""
     from adtr.progress import Bars, Silent

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,6 +16,7 @@ from adtr.errors import AdtrError, ConfigError
 from adtr.experiments.plans import Plan, Row
 from adtr.experiments.records import FILE, Record, Records, append_record, machine, peak_memory, plain_config
 from adtr.experiments.subjects import Subject, Subjects
+from adtr.jobs import affordable_jobs, in_processes
 from adtr.progress import Progress
 
 if TYPE_CHECKING:
@@ -124,7 +122,7 @@ def run(
         for name in subjects.names
     }  # fmt: skip
     missing = {name: runs for name, runs in missing.items() if runs}
-    jobs = min(jobs or affordable_jobs(request, subjects), max(1, len(missing)))
+    jobs = min(jobs or _affordable_jobs(request, subjects), max(1, len(missing)))
     left, started, done = sum(map(len, missing.values())), time.perf_counter(), 0
 
     def ended(record: Record) -> None:
@@ -141,25 +139,15 @@ def run(
             run_category(request, subjects.open(name), runs, reader=reader, ended=ended)
         reader.forget()
         return reasons
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        work = [pool.submit(_in_process, request, name, runs, threads) for name, runs in missing.items()]
-        try:
-            for future in as_completed(work):
-                for record in future.result():
-                    ended(record)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    for _, future in in_processes(_in_process, [(request, *item) for item in missing.items()], jobs):
+        for record in future.result():
+            ended(record)
     return reasons
 
 
-def _in_process(request: Request, name: str, runs: list[tuple[int, Row]], threads: int) -> list[Record]:
-    import torch
-
+def _in_process(request: Request, name: str, runs: list[tuple[int, Row]]) -> list[Record]:
     from adtr.experiments.features import SharedReader
 
-    torch.set_num_threads(threads)
     subject = Subjects(request.plan.data, request.data, [name]).open(name)
     records: list[Record] = []
     reader = SharedReader()
@@ -168,22 +156,10 @@ def _in_process(request: Request, name: str, runs: list[tuple[int, Row]], thread
     return records
 
 
-def affordable_jobs(request: Request, subjects: Subjects) -> int:
-    """How many categories the machine has room for at a time: one on an accelerator; by cores and memory on a CPU."""
-    from adtr.device import choose_device
-    from adtr.training.feature_cache import MEMORY_SHARE, machine_memory
-
-    if choose_device(request.device).type != "cpu":
-        return 1
-    largest = 0
-    for name in subjects.names:
-        subject = subjects.open(name)
-        largest = max(largest, len(subject.train) + len(subject.test))
-    embedding = request.config(request.plan.rows[0], 0).embedding
-    channels, bytes_each = 1000, 4  # more than any of the usual backbones has
-    one = (2 << 30) + largest * embedding.grid_size[0] * embedding.grid_size[1] * channels * bytes_each
-    by_memory = int(MEMORY_SHARE * machine_memory() / one)
-    return max(1, min((os.cpu_count() or 1) // 4, by_memory, len(subjects.names)))
+def _affordable_jobs(request: Request, subjects: Subjects) -> int:
+    opened = [subjects.open(name) for name in subjects.names]
+    largest = max(len(subject.train) + len(subject.test) for subject in opened)
+    return affordable_jobs(request.config(request.plan.rows[0], 0).embedding, largest, request.device)
 
 
 def run_category(
