@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from numpy.typing import ArrayLike
 from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold, cross_val_score, cross_validate
 from sklearn.pipeline import make_pipeline
-from sklearn.utils import check_array, get_tags
+from sklearn.utils import Tags, check_array, get_tags
 from sklearn.utils.estimator_checks import check_estimator
 
 from adtr.data.folder import open_dataset
@@ -53,25 +54,27 @@ NOT_FOR_IMAGES = {
 class OfRows(AnomalyDetector):
     """Takes a matrix, as the checks make them: each row becomes an image. Answers 1 and -1, as outlier detectors do."""
 
-    def __init__(self, preset: str = "quick", *, device: str = "cpu", backbone_weights: Any = None, **overrides: Any):
+    def __init__(
+        self, preset: str = "quick", *, device: str = "cpu", backbone_weights: str | None = None, **overrides: object
+    ) -> None:
         super().__init__(preset, device=device, backbone_weights=backbone_weights, **{**TINY, **overrides})
 
-    def __sklearn_tags__(self) -> Any:
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.one_d_array, tags.input_tags.two_d_array = False, True
         return tags
 
-    def fit(self, X: Any, y: Any = None) -> "OfRows":  # noqa: ARG002, N803
+    def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> "OfRows":  # noqa: ARG002, N803
         return super().fit(_pictures(X))
 
-    def predict(self, X: Any) -> Any:  # noqa: N803
+    def predict(self, X: ArrayLike) -> np.ndarray:  # noqa: N803
         return np.where([p.is_anomalous for p in super().predict(_pictures(X))], -1, 1)
 
-    def score_samples(self, X: Any) -> Any:  # noqa: N803
+    def score_samples(self, X: ArrayLike) -> np.ndarray:  # noqa: N803
         return super().score_samples(_pictures(X))
 
 
-def _pictures(rows: Any) -> list[np.ndarray]:
+def _pictures(rows: ArrayLike) -> list[np.ndarray]:
     gray = np.clip(128 + 16 * check_array(rows).astype(float), 0, 255).astype(np.uint8)
     return [np.tile(row[None, :, None], (4, 1, 3)) for row in gray]
 

@@ -16,6 +16,7 @@ from adtr.data.loading import LoadedImage
 from adtr.data.sources import labelled_good, training_sources
 from adtr.errors import DataError
 from adtr.estimator import Estimator
+from adtr.integrations.hub import Shareable
 from adtr.predictor import OnError, Predictor
 from adtr.progress import Progress, Silent
 from adtr.store import is_exported
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from adtr.model.network import ADTR
 
 
-class AnomalyDetector(Estimator, Predictor):
+class AnomalyDetector(Shareable, Estimator, Predictor):
     """Learns what good looks like, and shows where an image departs from it.
 
     Scikit-learn's habits: parameters in the constructor, `fit` returns self, what was learned ends in `_`, and
@@ -111,7 +112,7 @@ class AnomalyDetector(Estimator, Predictor):
 
         Args:
             images: a data set's folder (its good training images are taken), or good images: paths, PIL images,
-                uint8 arrays (H, W, 3) or tensors, one or many.
+                uint8 arrays (H, W, 3) or tensors, one or many; or a table of `datasets` (see `adtr.data.datasets`).
             y: 1 for each good image and -1 for each anomalous one, (n,), as scikit-learn marks outliers: only the good
                 ones are learned from. None: all are good.
             on_error: "raise" stops at an unreadable image; "skip" names it in `skipped_` and goes on.
@@ -264,6 +265,11 @@ class AnomalyDetector(Estimator, Predictor):
 
     # Keeping.
 
+    @property
+    def needs_backbone(self) -> bool:
+        """Whether the backbone's weights can be had nowhere but inside the model."""
+        return not self.network_.embedding.source.startswith(("package", "hub", "pixels"))
+
     def save(self, folder: str | os.PathLike[str], *, store_backbone: bool = False) -> None:
         """Write the model folder, whole or not at all; an older model there is replaced.
 
@@ -278,14 +284,12 @@ class AnomalyDetector(Estimator, Predictor):
         from adtr.store import save_model
 
         self._require_fitted()
-        source = self.network_.embedding.source
-        stored = store_backbone or not source.startswith(("package", "hub", "pixels"))
         save_model(
             Path(folder),
             self.network_,
             self.calibration_,
             self.metadata_,
-            store_backbone=stored,
+            store_backbone=store_backbone or self.needs_backbone,
             features=self.features_,
         )
 

@@ -81,7 +81,8 @@ class Predictor(ABC):
         """The verdict on each image, in order.
 
         Args:
-            images: a folder (searched through), or paths, PIL images, uint8 arrays (H, W, 3) or tensors, one or many.
+            images: a folder (searched through), or paths, PIL images, uint8 arrays (H, W, 3) or tensors, one or many;
+                or a table of `datasets`.
             on_error: "raise" stops at an unreadable image; "skip" names it in `skipped_` and goes on.
             batch_size: images in a forward pass; the verdicts do not depend on it.
             progress: is told of every image.
@@ -161,7 +162,7 @@ class Predictor(ABC):
         """Metrics on a data set's test images; images that the detector learned from are left out.
 
         Args:
-            dataset: a folder, or a table of `datasets` with a column of labels (see `adtr.integrations.datasets`).
+            dataset: a folder, or a table of `datasets` with a column of labels (see `adtr.data.datasets`).
             on_error: "raise" stops at an unreadable image; "skip" names it in `skipped_` and goes on.
             progress: is told of every image.
 

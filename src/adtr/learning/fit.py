@@ -23,6 +23,8 @@ from adtr.device import choose_device, choose_precision
 from adtr.learning.cross_fitting import cross_fit, train_on_good
 from adtr.learning.learned import Learned, Reader
 from adtr.model.network import ADTR
+from adtr.progress import Progress
+from adtr.training.feature_cache import FeatureCache
 from adtr.training.features import score_cached
 
 Observer = Callable[[ADTR, int], None]
@@ -67,17 +69,64 @@ def fit(
     chosen = choose_device(device)
     torch.manual_seed(seed)
     network = ADTR(config, backbone_weights).place(chosen, choose_precision(config.training.precision, chosen))
-
     embedded = reader.embed(network, sources)
-    cache, hashes = embedded.cache, embedded.hashes
-    training, held_out = split_holdout(len(cache), config.calibration, seed)
+    return learn(
+        network,
+        embedded.cache,
+        embedded.hashes,
+        root=root,
+        skipped=len(reader.skipped),
+        started=started,
+        keep_features=keep_features,
+        work_folder=work_folder,
+        resume=resume,
+        progress=reader.progress,
+        observer=observer,
+    )
+
+
+def learn(
+    network: ADTR,
+    cache: FeatureCache,
+    hashes: list[str],
+    *,
+    root: Path | None = None,
+    skipped: int = 0,
+    started: float,
+    keep_features: bool = False,
+    work_folder: Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    observer: Observer | None = None,
+) -> Learned:
+    """The part of `fit` after the images became features.
+
+    Args:
+        network: untrained; is trained in place.
+        cache: features of the good images; is closed unless they are kept.
+        hashes: of the images' contents, in the same order.
+        root: see `fit`.
+        skipped: images that could not be read.
+        started: when the work began, by `time.perf_counter`.
+        keep_features: see `fit`.
+        work_folder: see `fit`.
+        resume: see `fit`.
+        progress: told of every step.
+        observer: see `fit`.
+
+    Raises:
+        DataError: too few images.
+        ModelError: the checkpoint belongs to another run.
+    """
+    config, chosen = network.config, network.feature_mean.device
+    training, held_out = split_holdout(len(cache), config.calibration, config.training.seed)
     embedding_seconds = time.perf_counter() - started
     data_fingerprint = hashlib.sha256("".join(hashes).encode()).hexdigest()
     how: dict[str, Any] = {
         "fingerprint": hashlib.sha256(f"{data_fingerprint}{network.embedding.sha256}{config}".encode()).hexdigest(),
         "checkpoint": work_folder,
         "resume": resume,
-        "progress": reader.progress,
+        "progress": progress,
     }
     folds = config.calibration.folds
     if folds:
@@ -98,7 +147,7 @@ def fit(
             "folder": root.name if root else None,
             "path": str(root.resolve()) if root else None,
             "images": len(hashes),
-            "skipped": len(reader.skipped),
+            "skipped": skipped,
             "held_out": 0 if folds else len(held_out),
             "fingerprint": data_fingerprint,
             "image_hashes": hashes,
