@@ -179,7 +179,11 @@ def test_another_pre_processor_is_noticed(dataset: Path, tmp_path: Path) -> None
         engine(tmp_path).fit(model, datamodule=discs(dataset))
 
 
-def test_mistakes_are_one_line() -> None:
+def test_mistakes_are_one_line(trained: tuple[Adtr, Engine], dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(AdtrError, match="has learned already"):
+        engine(tmp_path).fit(trained[0], datamodule=discs(dataset))
+    with pytest.raises(AdtrError, match="has learned nothing yet"):
+        engine(tmp_path).validate(Adtr(settings=SMALL), datamodule=discs(dataset))
     with pytest.raises(ConfigError, match="did you mean epochs"):
         Adtr(settings={"epoch": 3})
     with pytest.raises(AdtrError, match="has learned nothing yet"):

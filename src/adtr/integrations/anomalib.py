@@ -48,6 +48,8 @@ except ImportError as error:
 
 logger = logging.getLogger(__name__)
 
+UNFITTED = "this model has learned nothing yet; call Engine().fit(model, datamodule=...)"
+
 
 class PillowResize(Resize):  # type: ignore[misc]
     """adtr's own resize of images, in 0..1, to the pixel values that Pillow gives; masks go by nearest neighbour.
@@ -170,6 +172,7 @@ class Adtr(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]
             self.model = AdtrModel(ADTR(config, backbone_weights))
         self._calibration: Calibration | None = None
         self._metadata: dict[str, Any] = {}
+        self._images: list[tuple[str, str]] = []
 
     # What anomalib asks of a model.
 
@@ -203,7 +206,13 @@ class Adtr(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]
     # Learning.
 
     def on_train_epoch_start(self) -> None:
-        """Make room for the features."""
+        """Make room for the features.
+
+        Raises:
+            AdtrError: the model has learned already.
+        """
+        if self._is_fitted:
+            raise AdtrError("this model has learned already; make a new one, or go on with to_detector().improve(...)")
         embedding = self.config.embedding
         self._started = time.perf_counter()
         self._cache = FeatureCache(
@@ -212,7 +221,7 @@ class Adtr(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]
             self.model.network.embedding.channels,
             dtype=torch.float32 if self.config.training.precision == "fp32" else torch.float16,
         )
-        self._images: list[tuple[str, str]] = []
+        self._images = []  # paths and hashes
 
     def training_step(self, batch: Batch, *args: Any, **options: Any) -> Tensor:  # noqa: ANN401, ARG002
         """Gather the features of a batch.
@@ -236,8 +245,11 @@ class Adtr(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]
         """Learn from the features; anomalib calls this when all are gathered.
 
         Raises:
+            AdtrError: there are none.
             DataError: too few images.
         """
+        if not self._images:
+            raise AdtrError(UNFITTED)
         order = sorted(range(len(self._images)), key=lambda i: self._images[i][0])  # the loader shuffled them
         gathered = self._cache
         cache = FeatureCache(len(order), *gathered.features.shape[1:], dtype=gathered.features.dtype)
@@ -290,7 +302,7 @@ class Adtr(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]
             AdtrError: the model has learned nothing yet.
         """
         if self._calibration is None:
-            raise AdtrError("this model has learned nothing yet; call Engine().fit(model, datamodule)")
+            raise AdtrError(UNFITTED)
         device = choose_device()
         network = copy.deepcopy(self.model.network).eval()
         network.place(device, choose_precision(self.config.training.precision, device))
