@@ -36,6 +36,8 @@ class FakeHub:
             return _json({"warnings": [], "errors": []})
         if parts[:2] == ["api", "models"]:
             name, what = "/".join(parts[2:4]), (parts[4] if len(parts) > 4 else "revision")
+        elif parts[0] == "api":
+            return _json({"error": "Not found"}, 404)
         else:
             name, what = "/".join(parts[:2]), parts[2]
         if name not in self.repositories:

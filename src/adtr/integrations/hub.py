@@ -179,5 +179,5 @@ def _explained(what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, transport, HFValidationError) as error:  # the hub's own errors are OSErrors
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ModelError(f"{what}: {reason}") from error
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ModelError(f"{what}: {' '.join(lines[:2]) or type(error).__name__}") from error
