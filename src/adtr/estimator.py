@@ -88,7 +88,7 @@ def _not_fitted() -> type[AdtrError]:
     """scikit-learn's error and ours; made when it is raised, for scikit-learn takes long to import."""
     from sklearn.exceptions import NotFittedError
 
-    class NotFittedDetectorError(AdtrError, NotFittedError):
+    class NotFittedDetectorError(AdtrError, NotFittedError):  # type: ignore[misc]
         """The detector has learned nothing yet."""
 
     return NotFittedDetectorError

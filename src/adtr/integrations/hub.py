@@ -28,7 +28,7 @@ class Shareable:
 
     @classmethod
     def from_pretrained(
-        cls,
+        cls: type[AnomalyDetector],  # type: ignore[misc]  # a part of that class
         model: str | os.PathLike[str],
         *,
         revision: str | None = None,
@@ -55,8 +55,6 @@ class Shareable:
             ConfigError: huggingface_hub is not installed.
             ModelError: the repository cannot be had, or holds no sound model.
         """
-        from adtr.detector import AnomalyDetector
-
         folder = Path(model)
         if not folder.is_dir():
             hub = _library()
@@ -71,7 +69,7 @@ class Shareable:
                         allow_patterns=[WEIGHTS, CONFIG, METADATA, BACKBONE],
                     )
                 )
-        detector: AnomalyDetector = AnomalyDetector.load(folder, device=device, backbone_weights=backbone_weights)
+        detector: AnomalyDetector = cls.load(folder, device=device, backbone_weights=backbone_weights)
         return detector
 
     def save_pretrained(
