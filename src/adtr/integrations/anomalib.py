@@ -27,7 +27,7 @@ from adtr.detector import AnomalyDetector
 from adtr.device import choose_device, choose_precision
 from adtr.errors import AdtrError, ConfigError
 from adtr.learning.fit import learn
-from adtr.learning.learned import Learned
+from adtr.learning.learned import Learned, Reader
 from adtr.model.backbones import import_timm
 from adtr.model.network import ADTR
 from adtr.training.feature_cache import FeatureCache
@@ -258,7 +258,17 @@ class Adtr(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]
         gathered.close()
         logger.info("Training the reconstruction of the features of %d images.", len(order))
         with torch.enable_grad():  # a validation loop, which may be the caller, has none
-            learned = learn(self.model.network, cache, [self._images[i][1] for i in order], started=self._started)
+            learned = learn(
+                self.model.network,
+                cache,
+                [self._images[i][1] for i in order],
+                None,
+                reader=Reader(),
+                keep_features=False,
+                work_folder=None,
+                resume=False,
+                started=self._started,
+            )
         self._calibration, self._metadata = learned.calibration, learned.metadata
         self._set_thresholds()
         for epoch, loss in enumerate(learned.metadata["training"]["losses"]):

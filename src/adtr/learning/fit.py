@@ -23,7 +23,6 @@ from adtr.device import choose_device, choose_precision
 from adtr.learning.cross_fitting import cross_fit, train_on_good
 from adtr.learning.learned import Learned, Reader
 from adtr.model.network import ADTR
-from adtr.progress import Progress
 from adtr.training.feature_cache import FeatureCache
 from adtr.training.features import score_cached
 
@@ -74,14 +73,13 @@ def fit(
         network,
         embedded.cache,
         embedded.hashes,
-        root=root,
-        skipped=len(reader.skipped),
-        started=started,
+        root,
+        reader=reader,
         keep_features=keep_features,
         work_folder=work_folder,
         resume=resume,
-        progress=reader.progress,
         observer=observer,
+        started=started,
     )
 
 
@@ -89,15 +87,14 @@ def learn(
     network: ADTR,
     cache: FeatureCache,
     hashes: list[str],
+    root: Path | None,
     *,
-    root: Path | None = None,
-    skipped: int = 0,
-    started: float,
-    keep_features: bool = False,
-    work_folder: Path | None = None,
-    resume: bool = False,
-    progress: Progress | None = None,
+    reader: Reader,
+    keep_features: bool,
+    work_folder: Path | None,
+    resume: bool,
     observer: Observer | None = None,
+    started: float,
 ) -> Learned:
     """The part of `fit` after the images became features.
 
@@ -106,13 +103,12 @@ def learn(
         cache: features of the good images; is closed unless they are kept.
         hashes: of the images' contents, in the same order.
         root: see `fit`.
-        skipped: images that could not be read.
-        started: when the work began, by `time.perf_counter`.
+        reader: read the images.
         keep_features: see `fit`.
         work_folder: see `fit`.
         resume: see `fit`.
-        progress: told of every step.
         observer: see `fit`.
+        started: when the work began, by `time.perf_counter`.
 
     Raises:
         DataError: too few images.
@@ -126,7 +122,7 @@ def learn(
         "fingerprint": hashlib.sha256(f"{data_fingerprint}{network.embedding.sha256}{config}".encode()).hexdigest(),
         "checkpoint": work_folder,
         "resume": resume,
-        "progress": progress,
+        "progress": reader.progress,
     }
     folds = config.calibration.folds
     if folds:
@@ -147,7 +143,7 @@ def learn(
             "folder": root.name if root else None,
             "path": str(root.resolve()) if root else None,
             "images": len(hashes),
-            "skipped": skipped,
+            "skipped": len(reader.skipped),
             "held_out": 0 if folds else len(held_out),
             "fingerprint": data_fingerprint,
             "image_hashes": hashes,
