@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 FORMAT = 3
 WEIGHTS, CONFIG, METADATA, BACKBONE = "model.safetensors", "config.json", "metadata.json", "backbone.safetensors"
-FEATURES = "features.safetensors"
+FEATURES, README = "features.safetensors", "README.md"
 MAX_JSON = 256 << 20
 """Bytes of a JSON file."""
 MAX_WEIGHTS = 64 << 30
@@ -50,6 +50,7 @@ def save_model(
     *,
     store_backbone: bool,
     features: Tensor | None = None,
+    readme: str | None = None,
 ) -> None:
     """Write a model folder whole, or not at all.
 
@@ -60,6 +61,7 @@ def save_model(
         record: what else to remember (versions, data, training); JSON values.
         store_backbone: put the backbone's weights inside.
         features: of the good images, (n, N, C), to be put inside.
+        readme: a page for people, to be put beside; it is never read.
 
     Raises:
         AdtrError: the folder cannot be written, or holds something that is no model.
@@ -97,6 +99,8 @@ def save_model(
             metadata["features_sha256"] = _write_features(draft / FEATURES, features)
         for name, data in files.items():
             replace_file(draft / name, data)
+        if readme is not None:
+            replace_file(draft / README, readme)
         metadata[SEAL] = seal(metadata)
         replace_file(draft / METADATA, json.dumps(metadata, indent=2) + "\n")
 
@@ -107,7 +111,7 @@ def check_replaceable(folder: Path) -> None:
     Raises:
         AdtrError: `folder` is a file, a mount point, or a folder that holds something else than a model.
     """
-    check_disposable(folder, "a model folder", needs={METADATA}, may_hold={WEIGHTS, CONFIG, BACKBONE, FEATURES})
+    check_disposable(folder, "a model folder", needs={METADATA}, may_hold={WEIGHTS, CONFIG, BACKBONE, FEATURES, README})
 
 
 def read_metadata(folder: Path) -> tuple[Config, Calibration, dict[str, Any]]:
