@@ -45,9 +45,9 @@ def box(axes: Axes, x: float, y: float, width: float, height: float, text: str, 
 
 
 def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], text: str = "") -> None:
-    """An arrow, its text above its middle."""
+    """An arrow, its text below its middle."""
     axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": GRAY})
-    axes.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 0.12, text, ha="center", fontsize=8, color=GRAY)
+    axes.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 - 0.38, text, ha="center", fontsize=8, color=GRAY)
 
 
 def draw_network() -> Figure:
@@ -97,8 +97,9 @@ def draw_losses() -> Figure:
     right.plot(x, x, color=BLUE, label="pull: normal")
     right.plot(x, push_term(x), color=RED, label="push: anomalous, before alpha")
     right.set(xlabel="mean of phi (Eq. 7), or q (Eq. 9)", ylim=(0, 4), title="what the losses ask for")
+    left.legend(frameon=False)
+    right.legend(frameon=False, loc="upper center")
     for axes in (left, right):
-        axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
