@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -19,10 +20,21 @@ else:
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "src" / "adtr").rglob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-BROUGHT = {"scipy": "scikit-learn", "starlette": "fastapi", "torchvision": "timm"}
+BROUGHT = {
+    "huggingface-hub": "timm",
+    "pydantic": "fastapi",
+    "scipy": "scikit-learn",
+    "starlette": "fastapi",
+    "torchvision": "timm",
+    "typing-extensions": "torch",
+}
 """What comes with something else, on which that cannot do without it."""
 ELSEWHERE = {"anomalib"}
 """What lives in an environment of its own: it asks for other versions."""
+
+
+homes = cache(packages_distributions)
+"""The distributions that a top-level module comes from."""
 
 
 def name_of(requirement: str) -> str:
@@ -49,9 +61,8 @@ def imported(source: Path) -> set[str]:
 
 @pytest.mark.parametrize("source", SOURCES, ids=[str(path.relative_to(ROOT / "src")) for path in SOURCES])
 def test_what_is_imported_is_asked_for(source: Path) -> None:
-    homes = packages_distributions()
     for module in imported(source) - ELSEWHERE:
-        names = {BROUGHT.get(name_of(home), name_of(home)) for home in homes.get(module, [module])}
+        names = {BROUGHT.get(name_of(home), name_of(home)) for home in homes().get(module, [module])}
         assert names & asked_for(), module
 
 
