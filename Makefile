@@ -18,7 +18,7 @@ demo: setup
 test: setup lint
 	$(BIN)/pytest
 
-test-all: setup lint
+test-all: docs lint
 	$(BIN)/pytest --slow
 
 lint: setup
@@ -26,9 +26,12 @@ lint: setup
 	$(BIN)/ruff format --check src tests benchmarks docs
 	$(BIN)/mypy
 
-docs: setup
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+$(VENV)/.docs: $(VENV)/.complete
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) demo-output .pytest_cache .mypy_cache .ruff_cache build dist
