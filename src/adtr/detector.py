@@ -20,6 +20,7 @@ from adtr.progress import Progress, Silent
 from adtr.store import is_exported
 
 if TYPE_CHECKING:
+    from lightning_fabric import Fabric
     from torch import Tensor
 
     from adtr.data.anomalies import Anomalies
@@ -135,6 +136,7 @@ class AnomalyDetector(Predictor):
         work_folder: str | os.PathLike[str] | None = None,
         resume: bool = False,
         progress: Progress | None = None,
+        fabric: Fabric | None = None,
     ) -> AnomalyDetector:
         """Learn from good images; a part of them is held out to set the thresholds.
 
@@ -147,6 +149,9 @@ class AnomalyDetector(Predictor):
             work_folder: checkpoints are kept there, so that a run that was cut can be resumed.
             resume: go on from the work folder's checkpoint, if there is one.
             progress: is told of the stages.
+            fabric: launched, with the strategy "ddp": its processes, on one machine or several, share the work on its
+                devices and in its precision. Each makes the same call and ends with the same detector; only the first
+                writes into the work folder, and only one should `save`.
 
         Returns:
             The detector itself.
@@ -160,7 +165,7 @@ class AnomalyDetector(Predictor):
         from adtr.learning.learned import Reader
 
         sources, root = training_sources(images)
-        reader = Reader(on_error=on_error, progress=progress or Silent())
+        reader = Reader(on_error=on_error, progress=progress or Silent(), fabric=fabric)
         self.skipped_ = reader.skipped
         learned = fit(
             self.config,
@@ -204,6 +209,7 @@ class AnomalyDetector(Predictor):
         work_folder: str | os.PathLike[str] | None = None,
         resume: bool = False,
         progress: Progress | None = None,
+        fabric: Fabric | None = None,
         **overrides: Any,  # noqa: ANN401 - checked by Config.override
     ) -> AnomalyDetector:
         """ADTR+ (Section 3.3): a new detector that went on to learn from anomalies; this one stays as it is.
@@ -222,6 +228,7 @@ class AnomalyDetector(Predictor):
             work_folder: checkpoints are kept there, so that a run that was cut can be resumed.
             resume: go on from the work folder's checkpoint, if there is one.
             progress: is told of the stages.
+            fabric: see `fit`; the detector must be on its device.
             **overrides: fields of the training, improvement and calibration sections.
 
         Returns:
@@ -246,7 +253,7 @@ class AnomalyDetector(Predictor):
             good=good,
         )
         config = improved_config(self.config, overrides)
-        reader = Reader(on_error=on_error, progress=progress or Silent())
+        reader = Reader(on_error=on_error, progress=progress or Silent(), fabric=fabric)
         learned, improvement = improve(
             self,
             lesson,

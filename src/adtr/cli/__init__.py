@@ -7,6 +7,7 @@ import io
 import os
 import re
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -73,12 +74,19 @@ def cli() -> None:
     """Visual anomaly detection: learn from good images, find what departs from them."""
 
 
-def main(arguments: list[str] | None = None) -> NoReturn:
+def fail(message: str) -> NoReturn:
+    """One line on stderr, exit code 2."""
+    click.echo(f"adtr: error: {' '.join(message.splitlines())}", err=True)
+    sys.exit(2)
+
+
+def main(arguments: list[str] | None = None, fail: Callable[[str], NoReturn] = fail) -> NoReturn:
     """Run a command. A user's mistake is one line on stderr and exit code 2; a bug is a traceback and 1."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     if isinstance(sys.stdout, io.TextIOWrapper):  # any file name can be printed; in JSON the replacement is an escape
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
-        result = cli.main(args=arguments, prog_name="adtr", standalone_mode=False)
+        result = cli.main(args=arguments, prog_name="adtr", standalone_mode=False, obj=arguments)
         sys.exit(result if isinstance(result, int) else 0)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else error.format_message())
@@ -100,12 +108,6 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         if not isinstance(error, MemoryError) and not re.search(r"(allocate|enough|out of) memory", str(error)):
             raise
         fail("not enough memory: take a smaller --batch-size, or fit with a smaller --grid-size or --width")
-
-
-def fail(message: str) -> NoReturn:
-    """One line on stderr, exit code 2."""
-    click.echo(f"adtr: error: {' '.join(message.splitlines())}", err=True)
-    sys.exit(2)
 
 
 def _discard_stdout() -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import click
 
+from adtr.cli.devices import devices_options, is_one_of_several, join, launch
 from adtr.cli.options import (
     SectionedCommand,
     configuration_flags,
@@ -31,6 +32,7 @@ from adtr.cli.options import (
 @click.option("--store-backbone", is_flag=True, help="Put the backbone's weights into the model folder.")
 @click.option("--keep-features", is_flag=True, help="Put the good images' features into the model, for `adtr improve`.")
 @device_option
+@devices_options
 @on_error_option
 @click.option("--resume", is_flag=True, help="Go on where a run with this output was cut.")
 @quiet_option
@@ -44,6 +46,8 @@ def command(
     store_backbone: bool,
     keep_features: bool,
     device: str,
+    devices: int,
+    nodes: int,
     on_error: Literal["raise", "skip"],
     resume: bool,
     quiet: bool,
@@ -58,13 +62,19 @@ def command(
     from adtr.data.folder import open_dataset
 
     preset, overrides = resolve(preset, config_file, flags)
-    load_preset(preset).override(**overrides)
+    config = load_preset(preset).override(**overrides)
     dataset = open_dataset(data)
-    with work_folder(output) as work:
+    if devices * nodes > 1 and not is_one_of_several():
+        with work_folder(output):
+            launch(device, devices, nodes)
+        return
+    fabric = join(device, config.training.precision)
+    first = fabric is None or fabric.is_global_zero
+    with work_folder(output, fabric) as work:
         from adtr.detector import AnomalyDetector
 
         detector = AnomalyDetector(preset, device=device, backbone_weights=backbone_weights, **overrides)
-        with progress_on_stderr(quiet) as progress:
+        with progress_on_stderr(quiet or not first) as progress:
             detector.fit(
                 dataset,
                 on_error=on_error,
@@ -72,8 +82,12 @@ def command(
                 work_folder=work,
                 resume=resume,
                 progress=progress,
+                fabric=fabric,
             )
-        detector.save(output, store_backbone=store_backbone)
+        if first:
+            detector.save(output, store_backbone=store_backbone)
+    if not first:
+        return
 
     report_skipped(detector.skipped_)
     training = detector.metadata_["training"]

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import click
 
+from adtr.cli.devices import devices_options, is_one_of_several, join, launch
 from adtr.cli.options import (
     SectionedCommand,
     configuration_flags,
@@ -61,6 +62,7 @@ from adtr.errors import AdtrError, ModelError
 @click.option("--keep-if-better", is_flag=True, help="Write nothing unless the guard finds the new model better.")
 @weights_option
 @device_option
+@devices_options
 @on_error_option
 @click.option("--resume", is_flag=True, help="Go on where a run with this output was cut.")
 @quiet_option
@@ -77,6 +79,8 @@ def command(
     keep_if_better: bool,
     backbone_weights: str | None,
     device: str,
+    devices: int,
+    nodes: int,
     on_error: Literal["raise", "skip"],
     resume: bool,
     quiet: bool,
@@ -92,12 +96,20 @@ def command(
         raise AdtrError("--annotations describes the images of --anomalies; give that too")
     if is_exported(model):
         raise ModelError(f"{model} is an exported file, which cannot learn; improve the model folder it was made of")
-    read_metadata(model)
-    with work_folder(output) as work:
+    config = read_metadata(model)[0]
+    changes = {name: value for name, value in flags.items() if value is not None}
+    if devices * nodes > 1 and not is_one_of_several():
+        with work_folder(output):
+            launch(device, devices, nodes)
+        return
+    fabric = join(device, config.override(**changes).training.precision)
+    first = fabric is None or fabric.is_global_zero
+    with work_folder(output, fabric) as work:
         from adtr.detector import AnomalyDetector
 
-        detector = AnomalyDetector.load(model, device=device, backbone_weights=backbone_weights)
-        with progress_on_stderr(quiet) as progress:
+        here = device if fabric is None else str(fabric.device)
+        detector = AnomalyDetector.load(model, device=here, backbone_weights=backbone_weights)
+        with progress_on_stderr(quiet or not first) as progress:
             better = detector.improve(
                 anomalies,
                 labels=labels,
@@ -109,13 +121,16 @@ def command(
                 work_folder=work,
                 resume=resume,
                 progress=progress,
-                **{name: value for name, value in flags.items() if value is not None},
+                fabric=fabric,
+                **changes,
             )
         improvement = better.improvement_
         assert improvement is not None
         refused = keep_if_better and not improvement.is_better
-        if not refused:
+        if first and not refused:
             better.save(output)
+    if not first:
+        return
 
     report_skipped(better.skipped_)
     for note in improvement.notes:

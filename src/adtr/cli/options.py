@@ -18,6 +18,8 @@ from adtr.errors import AdtrError
 from adtr.files import check_writable
 
 if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
     from adtr.data.loading import SkippedImage
     from adtr.progress import Progress
 
@@ -107,23 +109,27 @@ def check_output_file(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def work_folder(output: Path) -> Iterator[Path]:
+def work_folder(output: Path, fabric: Fabric | None = None) -> Iterator[Path]:
     """The folder for checkpoints beside a model that is being made, which must be replaceable.
 
     It goes once the model is there. What holds a checkpoint stays for --resume; an empty one is of no use to anybody.
+    Of several processes the first one sees to all that.
 
     Raises:
         AdtrError: the output is something else than a model, or cannot be written.
     """
     from adtr.store import check_replaceable
 
-    check_replaceable(output)
     work = output.with_name(f"{output.name}.unfinished")
+    if fabric is not None and not fabric.is_global_zero:
+        yield work
+        return
+    check_replaceable(output)
     check_writable(work)
     try:
         yield work
     except BaseException:
-        if not any(work.iterdir()):
+        if work.is_dir() and not any(work.iterdir()):
             shutil.rmtree(work, ignore_errors=True)
         raise
     shutil.rmtree(work, ignore_errors=True)

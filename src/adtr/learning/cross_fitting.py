@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from adtr.training.feature_cache import FeatureCache
 from adtr.training.features import score_cached
 from adtr.training.loop import TrainingRecord, train
 
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
 
 def train_on_good(
     network: ADTR,
@@ -31,6 +35,7 @@ def train_on_good(
     resume: bool = False,
     progress: Progress | None = None,
     after_step: Callable[[int], None] | None = None,
+    fabric: Fabric | None = None,
 ) -> TrainingRecord:
     """Standardise the features where the configuration says so, and train the reconstruction (Section 3.2).
 
@@ -44,6 +49,7 @@ def train_on_good(
         resume: go on from a checkpoint there.
         progress: told of every step.
         after_step: see `train`.
+        fabric: see `train`.
 
     Raises:
         ModelError: the checkpoint belongs to another run.
@@ -63,6 +69,7 @@ def train_on_good(
         resume=resume,
         progress=progress,
         after_step=after_step,
+        fabric=fabric,
     )
 
 
@@ -76,6 +83,7 @@ def cross_fit(
     checkpoint: Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    fabric: Fabric | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Score every image by a network that learned from the other folds.
 
@@ -88,6 +96,7 @@ def cross_fit(
         checkpoint: folder for checkpoints.
         resume: go on from checkpoints there.
         progress: told of every step.
+        fabric: see `train`.
 
     Returns:
         Image scores (n,) and score maps (n, h, w).
@@ -112,6 +121,7 @@ def cross_fit(
             checkpoint=checkpoint / f"fold-{fold}" if checkpoint else None,
             resume=resume,
             progress=progress,
+            fabric=fabric,
         )
-        scores[judged], maps[judged] = score_cached(other, cache, torch.from_numpy(judged))
+        scores[judged], maps[judged] = score_cached(other, cache, torch.from_numpy(judged), fabric)
     return scores, maps

@@ -24,6 +24,7 @@ from adtr.learning.cross_fitting import cross_fit, train_on_good
 from adtr.learning.learned import Learned, Reader
 from adtr.model.network import ADTR
 from adtr.training.features import score_cached
+from adtr.training.processes import fabric_precision
 
 Observer = Callable[[ADTR, int], None]
 """Is called with the network, in eval mode, and the number of steps done."""
@@ -48,7 +49,7 @@ def fit(
         config: the whole configuration.
         sources: good images, in any form that `read_image` accepts.
         root: the folder that they came from, if there is one.
-        device: by name; see `choose_device`.
+        device: by name; see `choose_device`. The reader's Fabric, where it has one, has its own.
         backbone_weights: see `create_backbone`.
         reader: reads the images.
         keep_features: keep the images' features.
@@ -64,9 +65,11 @@ def fit(
     started = time.perf_counter()
     seed = config.training.seed
     split_holdout(len(sources), config.calibration, seed)  # too few images fail before any work
-    chosen = choose_device(device)
+    fabric = reader.fabric
+    chosen = fabric.device if fabric else choose_device(device)
+    precision = fabric_precision(fabric) if fabric else choose_precision(config.training.precision, chosen)
     torch.manual_seed(seed)
-    network = ADTR(config, backbone_weights).place(chosen, choose_precision(config.training.precision, chosen))
+    network = ADTR(config, backbone_weights).place(chosen, precision)
 
     embedded = reader.embed(network, sources)
     cache, hashes = embedded.cache, embedded.hashes
@@ -78,6 +81,7 @@ def fit(
         "checkpoint": work_folder,
         "resume": resume,
         "progress": reader.progress,
+        "fabric": fabric,
     }
     folds = config.calibration.folds
     if folds:
@@ -85,7 +89,7 @@ def fit(
     after_step = partial(observer, network) if observer is not None else None
     record = train_on_good(network, cache, training, config.training, after_step=after_step, **how)
     if not folds:
-        scores, maps = score_cached(network, cache, torch.from_numpy(held_out))
+        scores, maps = score_cached(network, cache, torch.from_numpy(held_out), fabric)
     features = cache.features[: len(cache)] if keep_features else None
     if not keep_features:
         cache.close()
@@ -107,6 +111,7 @@ def fit(
         "training": {
             **asdict(record),
             "device": str(chosen),
+            "processes": fabric.world_size if fabric else 1,
             "embedding_seconds": embedding_seconds,
             "total_seconds": time.perf_counter() - started,
         },

@@ -122,10 +122,11 @@ def improve(
     sources: list[AnomalySource] = [source for source in (known, *made, external) if source]
 
     def judgement() -> tuple[Judgement, Calibration]:
-        scores, maps = score_cached(network, good.cache, good.held_out)
+        scores, maps = score_cached(network, good.cache, good.held_out, reader.fabric)
         anomaly_scores = np.empty(0, np.float32)
         if judged:
-            anomaly_scores, _ = score_cached(network, FeatureCache.of(judged.features), torch.arange(len(judged)))
+            everything = torch.arange(len(judged))
+            anomaly_scores, _ = score_cached(network, FeatureCache.of(judged.features), everything, reader.fabric)
         types = [sample.defect_type for sample in held_out]
         return judge(scores, maps, anomaly_scores, types, rate), Calibration.of(scores, maps)
 
@@ -141,6 +142,7 @@ def improve(
         checkpoint=work_folder,
         resume=resume,
         progress=reader.progress,
+        fabric=reader.fabric,
     )
     after, calibration = judgement()
     improvement = Improvement(

@@ -1,0 +1,57 @@
+"""One process of several, which `adtr.cli.devices` started: what goes wrong is told to the launcher, which tells one."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+from adtr.cli import main
+from adtr.cli.devices import BUG, LOST, MISTAKE
+
+
+def run() -> NoReturn:
+    """The command line of this process."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    try:
+        main(fail=_fail)
+    except RuntimeError as error:
+        if not _is_lost(error):
+            _leave(traceback.format_exc(), BUG)
+        _leave(" ".join(str(error).split()), LOST)
+    except Exception:  # noqa: BLE001 - the launcher prints it
+        _leave(traceback.format_exc(), BUG)
+
+
+def _fail(message: str) -> NoReturn:
+    _leave(message, MISTAKE)
+
+
+def _leave(text: str, code: int) -> NoReturn:
+    """In the form that torchrun reads."""
+    message = {"message": text, "extraInfo": {"timestamp": int(time.time())}}
+    Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps({"message": message}))
+    sys.exit(code)
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    """Whether it tells of another process that went away or fell silent."""
+    import torch
+
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+
+
+def _end_with(parent: int) -> None:
+    """Whatever ends the launcher, no process stays behind and writes."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(LOST)
+
+
+if __name__ == "__main__":
+    run()
