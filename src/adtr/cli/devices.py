@@ -22,25 +22,29 @@ BUG, MISTAKE, LOST = 1, 2, 3
 """What the exit code of a process says: the text that it left is a traceback, or a line for the user, or tells that
 another process went away."""
 
+PROCESS = ("-m", "adtr.cli.one_of_several")
+"""What Python runs in each process."""
+
 JOINING_SECONDS = 600
 """So long the machines wait for one another."""
 
 
 def devices_options(function: Function) -> Function:
     """`--devices` and `--nodes`."""
-    count = click.IntRange(min=1)
-    nodes = click.option(
+    function = click.option(
         "--nodes",
         default=1,
-        type=count,
+        type=click.IntRange(min=1),
         metavar="M",
-        help="Machines that share the work; the command is given on each, with MASTER_ADDR, MASTER_PORT and NODE_RANK "
-        "in the environment.  [default: 1]",
-    )
-    devices = click.option(
-        "--devices", default=1, type=count, metavar="N", help="Devices of each machine that share the work.  [default: 1]"
-    )
-    return devices(nodes(function))
+        help="Machines that share the work, on each of which the command is given.  [default: 1]",
+    )(function)
+    return click.option(
+        "--devices",
+        default=1,
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Devices of each machine that share the work.  [default: 1]",
+    )(function)
 
 
 def is_one_of_several() -> bool:
@@ -106,7 +110,7 @@ def launch(device: str, devices: int, nodes: int) -> None:
             logs_specs=DefaultLogsSpecs(logs, redirects={i: Std.ALL for i in range(devices) if i or rank}),
         )
         try:
-            elastic_launch(config, sys.executable)("-m", "adtr.cli.one_of_several", *arguments)
+            elastic_launch(config, sys.executable)(*PROCESS, *arguments)
         except ChildFailedError as error:
             _tell(error.failures)
         except SignalException as error:
@@ -129,8 +133,8 @@ def _meeting_place(nodes: int) -> tuple[str, int, int]:
         address, port, rank = (os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK"))
     except KeyError as error:
         raise ConfigError(
-            f"--nodes {nodes} needs {error.args[0]} in the environment: MASTER_ADDR and MASTER_PORT of the first machine, "
-            "and NODE_RANK, which counts the machines from 0"
+            f"--nodes {nodes} needs {error.args[0]} in the environment: MASTER_ADDR and MASTER_PORT of the first "
+            "machine, and NODE_RANK, which counts the machines from 0"
         ) from error
     if not (port.isdecimal() and rank.isdecimal() and int(rank) < nodes):
         raise ConfigError(f"MASTER_PORT {port!r} must be a port, and NODE_RANK {rank!r} a number from 0 to {nodes - 1}")

@@ -16,6 +16,7 @@ from adtr.cli.options import (
     progress_on_stderr,
     quiet_option,
     say,
+    track_option,
 )
 from adtr.errors import AdtrError, ConfigError
 from adtr.experiments.plans import PLANS, Plan
@@ -74,6 +75,7 @@ class ExperimentCommand(SectionedCommand):
     help="Categories at a time, each in a process.  [default: as many as the machine has room for]",
 )
 @device_option
+@track_option
 @quiet_option
 @configuration_flags
 def command(
@@ -89,6 +91,7 @@ def command(
     weights: tuple[str, ...],
     jobs: int,
     device: str,
+    track: str | None,
     quiet: bool,
     **flags: Any,  # noqa: ANN401 - the configuration's fields
 ) -> None:
@@ -99,7 +102,10 @@ def command(
     from adtr.experiments.records import FILE, Records
     from adtr.experiments.runs import Request, run
     from adtr.files import check_writable
+    from adtr.tracking import check_tool, tracked
 
+    if track is not None:
+        check_tool(track)
     given = {key: value for key, value in flags.items() if value is not None}
     if "seed" in given:
         raise ConfigError("an experiment takes --seeds, not --seed")
@@ -136,6 +142,11 @@ def command(
 
     def told(record: Record, left: int, seconds: float) -> None:
         say(_line(record) + (f"; {left} left, about {_duration(seconds)}" if left else ""), quiet=quiet)
+        about = {key: record[key] for key in ("experiment", "row", "category")}
+        with tracked(track, f"{record['category']} {record['row']} {record['seed']}") as tracker:
+            if tracker is not None:
+                tracker.log_config({**about, **record["config"]})
+                tracker.log_results(record["metrics"])
 
     reasons: dict[str, str] = {}
     try:

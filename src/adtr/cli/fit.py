@@ -18,6 +18,7 @@ from adtr.cli.options import (
     report_skipped,
     resolve,
     say,
+    track_option,
     weights_option,
     work_folder,
 )
@@ -35,6 +36,7 @@ from adtr.cli.options import (
 @devices_options
 @on_error_option
 @click.option("--resume", is_flag=True, help="Go on where a run with this output was cut.")
+@track_option
 @quiet_option
 @configuration_flags
 def command(
@@ -50,6 +52,7 @@ def command(
     nodes: int,
     on_error: Literal["raise", "skip"],
     resume: bool,
+    track: str | None,
     quiet: bool,
     **flags: Any,  # noqa: ANN401 - the configuration's fields
 ) -> None:
@@ -60,6 +63,7 @@ def command(
     """
     from adtr.config import load_preset
     from adtr.data.folder import open_dataset
+    from adtr.tracking import tracked
 
     preset, overrides = resolve(preset, config_file, flags)
     config = load_preset(preset).override(**overrides)
@@ -70,7 +74,7 @@ def command(
         return
     fabric = join(device, config.training.precision)
     first = fabric is None or fabric.is_global_zero
-    with work_folder(output, fabric) as work:
+    with work_folder(output, fabric) as work, tracked(track if first else None, output.name) as tracker:
         from adtr.detector import AnomalyDetector
 
         detector = AnomalyDetector(preset, device=device, backbone_weights=backbone_weights, **overrides)
@@ -83,9 +87,12 @@ def command(
                 resume=resume,
                 progress=progress,
                 fabric=fabric,
+                tracker=tracker,
             )
         if first:
             detector.save(output, store_backbone=store_backbone)
+            if tracker is not None:
+                tracker.log_model(output)
     if not first:
         return
 

@@ -18,6 +18,7 @@ from adtr.cli.options import (
     quiet_option,
     report_skipped,
     say,
+    track_option,
     weights_option,
     work_folder,
 )
@@ -65,6 +66,7 @@ from adtr.errors import AdtrError, ModelError
 @devices_options
 @on_error_option
 @click.option("--resume", is_flag=True, help="Go on where a run with this output was cut.")
+@track_option
 @quiet_option
 @partial(configuration_flags, sections=("training", "improvement", "calibration"))
 def command(
@@ -83,6 +85,7 @@ def command(
     nodes: int,
     on_error: Literal["raise", "skip"],
     resume: bool,
+    track: str | None,
     quiet: bool,
     **flags: Any,  # noqa: ANN401 - the configuration's fields
 ) -> None:
@@ -91,6 +94,7 @@ def command(
     MODEL is a model folder. The new model is judged beside the old one on good images and anomalies held out.
     """
     from adtr.store import is_exported, read_metadata
+    from adtr.tracking import tracked
 
     if annotations is not None and anomalies is None:
         raise AdtrError("--annotations describes the images of --anomalies; give that too")
@@ -104,7 +108,7 @@ def command(
         return
     fabric = join(device, config.override(**changes).training.precision)
     first = fabric is None or fabric.is_global_zero
-    with work_folder(output, fabric) as work:
+    with work_folder(output, fabric) as work, tracked(track if first else None, output.name) as tracker:
         from adtr.detector import AnomalyDetector
 
         here = device if fabric is None else str(fabric.device)
@@ -122,6 +126,7 @@ def command(
                 resume=resume,
                 progress=progress,
                 fabric=fabric,
+                tracker=tracker,
                 **changes,
             )
         improvement = better.improvement_
@@ -129,6 +134,8 @@ def command(
         refused = keep_if_better and not improvement.is_better
         if first and not refused:
             better.save(output)
+            if tracker is not None:
+                tracker.log_model(output)
     if not first:
         return
 

@@ -1,4 +1,4 @@
-"""One process of several, which `adtr.cli.devices` started: what goes wrong is told to the launcher, which tells one."""
+"""One process of several, started by `adtr.cli.devices`, to which it leaves what goes wrong: only one speaks."""
 
 from __future__ import annotations
 

@@ -94,6 +94,11 @@ unsure_rate_option = click.option(
     metavar="X",
     help="Share of good images that may be called unsure or anomalous; 0: every verdict is sure.",
 )
+track_option = click.option(
+    "--track",
+    metavar="TOOL[:WHERE]",
+    help="Tell tensorboard[:DIR], mlflow[:URI] or wandb[:DIR] of it; wandb is offline unless WANDB_MODE=online.",
+)
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress and no summary on stderr.")
 
 

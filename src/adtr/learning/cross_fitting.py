@@ -23,6 +23,8 @@ from adtr.training.loop import TrainingRecord, train
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+    from adtr.tracking import Tracker
+
 
 def train_on_good(
     network: ADTR,
@@ -36,6 +38,7 @@ def train_on_good(
     progress: Progress | None = None,
     after_step: Callable[[int], None] | None = None,
     fabric: Fabric | None = None,
+    tracker: Tracker | None = None,
 ) -> TrainingRecord:
     """Standardise the features where the configuration says so, and train the reconstruction (Section 3.2).
 
@@ -50,6 +53,7 @@ def train_on_good(
         progress: told of every step.
         after_step: see `train`.
         fabric: see `train`.
+        tracker: see `train`.
 
     Raises:
         ModelError: the checkpoint belongs to another run.
@@ -70,6 +74,7 @@ def train_on_good(
         progress=progress,
         after_step=after_step,
         fabric=fabric,
+        tracker=tracker,
     )
 
 

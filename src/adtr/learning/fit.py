@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,6 +25,9 @@ from adtr.learning.learned import Learned, Reader
 from adtr.model.network import ADTR
 from adtr.training.features import score_cached
 from adtr.training.processes import fabric_precision
+
+if TYPE_CHECKING:
+    from adtr.tracking import Tracker
 
 Observer = Callable[[ADTR, int], None]
 """Is called with the network, in eval mode, and the number of steps done."""
@@ -42,6 +45,7 @@ def fit(
     work_folder: Path | None,
     resume: bool,
     observer: Observer | None = None,
+    tracker: Tracker | None = None,
 ) -> Learned:
     """Train on most of the good images, set the thresholds with the others; with folds, each image serves both.
 
@@ -56,6 +60,7 @@ def fit(
         work_folder: for checkpoints.
         resume: go on from a checkpoint there.
         observer: is shown the network before and after every step; what it may not do is change it.
+        tracker: told of the losses; not of those of the folds.
 
     Raises:
         DataError: too few images, or unreadable ones.
@@ -87,7 +92,7 @@ def fit(
     if folds:
         scores, maps = cross_fit(network, cache, folds, config.training, **how)
     after_step = partial(observer, network) if observer is not None else None
-    record = train_on_good(network, cache, training, config.training, after_step=after_step, **how)
+    record = train_on_good(network, cache, training, config.training, after_step=after_step, tracker=tracker, **how)
     if not folds:
         scores, maps = score_cached(network, cache, torch.from_numpy(held_out), fabric)
     features = cache.features[: len(cache)] if keep_features else None

@@ -39,6 +39,7 @@ from adtr.training.loop import train
 
 if TYPE_CHECKING:
     from adtr.detector import AnomalyDetector
+    from adtr.tracking import Tracker
 
 Labels = Literal["auto", "pixel", "image"]
 
@@ -91,6 +92,7 @@ def improve(
     reader: Reader,
     work_folder: Path | None,
     resume: bool,
+    tracker: Tracker | None = None,
 ) -> tuple[Learned, Improvement]:
     """Train a copy of a detector's network on, set its thresholds anew, and judge it before and after.
 
@@ -143,6 +145,7 @@ def improve(
         resume=resume,
         progress=reader.progress,
         fabric=reader.fabric,
+        tracker=tracker,
     )
     after, calibration = judgement()
     improvement = Improvement(

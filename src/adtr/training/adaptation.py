@@ -114,7 +114,7 @@ class SyntheticAnomalies:
         self.fingerprint = kind
 
     def draw(self, count: int, rng: np.random.Generator, share: Share = WHOLE) -> Batch:
-        """Anomalies on good images drawn at random; all are made, as the generator goes on, those shared are embedded."""
+        """Anomalies on good images drawn at random. All are made, but only the share is embedded."""
         grid = self.network.config.embedding.grid_size
         pictures, masks = [], []
         for good, donor in rng.integers(self.images, size=(count, 2)):

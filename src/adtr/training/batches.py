@@ -13,7 +13,6 @@ from adtr.model.losses import reconstruction_loss
 from adtr.model.network import ADTR
 from adtr.training.feature_cache import FeatureCache
 
-
 WHOLE = slice(None)
 
 

@@ -82,7 +82,7 @@ class FeatureCache:
         return cache
 
     def forget_name(self) -> None:
-        """Where a mapping outlives its file's name, as on POSIX, let the name go: whatever ends the process, none stays."""
+        """On POSIX a mapping outlives its file's name: without it, whatever ends the process, no file stays behind."""
         if self._file is not None and os.name == "posix":
             self._file.unlink()
             self._file = None

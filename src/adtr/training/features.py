@@ -72,7 +72,8 @@ def embed_images(
     hashes: list[str] = []
     sizes: list[tuple[int, int]] = []
     progress.start(stage, total=len(sources))
-    for batch in in_batches(load_images(sources, config.embedding.image_size, on_error=on_error, skipped=skipped), BATCH):
+    images = load_images(sources, config.embedding.image_size, on_error=on_error, skipped=skipped)
+    for batch in in_batches(images, BATCH):
         cache.append(network.embedding(to_tensor(batch, network)))
         indices += [image.index for image in batch]
         hashes += [loaded_hash(image) for image in batch]

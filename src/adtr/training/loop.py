@@ -23,6 +23,8 @@ from adtr.training.processes import add_up, create_fabric, exchange, fabric_prec
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+    from adtr.tracking import Tracker
+
 CPU_PASS = 8
 """Images in one forward and backward pass on a CPU, where the activations of more fall out of the caches. Larger
 batches take several passes, whose gradients add up to the batch's."""
@@ -59,6 +61,7 @@ def train(
     progress: Progress | None = None,
     after_step: Callable[[int], None] | None = None,
     fabric: Fabric | None = None,
+    tracker: Tracker | None = None,
 ) -> TrainingRecord:
     """Train the reconstruction.
 
@@ -77,6 +80,7 @@ def train(
         after_step: called with the number of steps done, the network being in eval mode, first before any step.
         fabric: launched, with the strategy "ddp", where several processes share the training. Each calls this
             function with the same arguments; the first writes the checkpoints.
+        tracker: told of the losses of every step and epoch.
 
     Raises:
         ModelError: the checkpoint is of other data or another configuration, or not every machine sees it.
@@ -112,9 +116,10 @@ def train(
         if place == 0:
             order = epoch_order(len(data), config.seed, epoch)
         rows = order[place * config.batch_size : (place + 1) * config.batch_size]
+        learning_rate = config.learning_rate * learning_rate_factor(config, step, per_epoch)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * learning_rate_factor(config, step, per_epoch)
+                group["lr"] = learning_rate
             optimizer.zero_grad()
         batch = data.batch(rows, step, slice(fabric.global_rank, None, processes))
         parts = list(batch.split(CPU_PASS if device.type == "cpu" else max(1, len(batch))))  # a share may be empty
@@ -128,10 +133,14 @@ def train(
         total += step_loss * len(rows)
         for optimizer in optimizers:
             optimizer.step()
+        if tracker is not None:
+            tracker.log_losses({"loss": float(step_loss), "learning_rate": learning_rate}, step + 1)
         if place == per_epoch - 1 or step == steps - 1:
             seen = min((place + 1) * config.batch_size, len(data))
             losses.append(float(total) / seen)
             total = torch.zeros((), device=device)
+            if tracker is not None:
+                tracker.log_losses({"epoch_loss": losses[-1]}, step + 1)
         progress.advance(1, note=f"loss {losses[-1]:.2f}" if losses else "")
         if after_step is not None:
             _observe(network, after_step, step + 1)
