@@ -95,7 +95,7 @@ class TensorBoard(Tracker):
     """Event files below a folder, "runs" by default, through Fabric's logger. It has no artifacts: a model's path."""
 
     def __init__(self, where: str, name: str) -> None:
-        from lightning_fabric.loggers import TensorBoardLogger
+        from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
         self.logger = TensorBoardLogger(where or "runs", name=name)
         self.writer = self.logger.experiment

@@ -17,6 +17,7 @@ from adtr.cli.options import (
     progress_on_stderr,
     quiet_option,
     report_skipped,
+    say,
     to_json,
     track_option,
     weights_option,
@@ -117,6 +118,7 @@ def command(
         if tracker is not None:
             tracker.log_config({"model": str(model), "data": str(data), **detector.config.flat()})
             tracker.log_results(report)
+            say(f"told {tracker.where}", quiet=quiet)
     if output is not None:
         replace_file(output, to_json(report))
     print_table(metrics)

@@ -106,4 +106,6 @@ def command(
         quiet=quiet,
     )
     say(detector.thresholds_.describe(), quiet=quiet)
+    if tracker is not None:
+        say(f"told {tracker.where}", quiet=quiet)
     say(f"saved {output}; next: adtr predict {output} IMAGES...", quiet=quiet)

@@ -152,4 +152,6 @@ def command(
     say(better.thresholds_.describe(), quiet=quiet)
     if refused:
         raise AdtrError(f"the new model is not better on what was held out: {output} is not written (--keep-if-better)")
+    if tracker is not None:
+        say(f"told {tracker.where}", quiet=quiet)
     say(f"saved {output}; next: adtr predict {output} IMAGES...", quiet=quiet)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -50,8 +50,9 @@ class Reader:
         Raises:
             DataError: none of the images could be read.
         """
-        alone = self.fabric is None or self.fabric.world_size == 1
-        embed = embed_images if alone else partial(embed_together, self.fabric)
+        embed: Callable[..., EmbeddedImages] = embed_images
+        if self.fabric is not None and self.fabric.world_size > 1:
+            embed = partial(embed_together, self.fabric)
         embedded = embed(
             network, sources, on_error=self.on_error, skipped=self.skipped, progress=self.progress, stage=stage
         )

@@ -33,8 +33,8 @@ def create_fabric(device: torch.device, precision: str, *, devices: int = 1, nod
         nodes: machines.
     """
     from lightning_fabric import Fabric
-    from lightning_fabric.plugins.environments import TorchElasticEnvironment
-    from lightning_fabric.strategies import DDPStrategy
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+    from lightning_fabric.strategies.ddp import DDPStrategy
 
     for name in ("lightning_fabric", "lightning_utilities"):  # they announce on stderr what they chose
         logging.getLogger(name).setLevel(logging.WARNING)
