@@ -7,12 +7,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
 from adtr.cli import main
+from adtr.cli.devices import BUG, LOST, MISTAKE, _tell
+from adtr.errors import AdtrError
 from adtr.store import read_metadata
 from adtr.training.checkpoint import FILE
 from conftest import SMALL, Run
@@ -67,6 +70,41 @@ def test_mistakes_are_told_before_any_process_starts(
     assert "no such folder" in complaint(capsys, "fit", tmp_path / "x", "-o", tmp_path / "m", "--devices", 2)
     assert "epochs must be" in complaint(capsys, "fit", dataset, "-o", tmp_path / "m", "--devices", 2, "--epochs", 0)
     assert "is a file" in complaint(capsys, "fit", dataset, "-o", __file__, "--devices", 2)
+
+
+@dataclass
+class Failure:
+    """Of a process, as torchrun tells it."""
+
+    exitcode: int
+    timestamp: int = 0
+    message: str = ""
+
+    def signal_name(self) -> str:
+        return signal.Signals(-self.exitcode).name
+
+
+@pytest.mark.parametrize(
+    ("failures", "told"),
+    [
+        ([Failure(LOST, 1), Failure(-signal.SIGKILL, 2)], r"^process 1 of the training was killed \(SIGKILL\)"),
+        ([Failure(-signal.SIGTERM, 2), Failure(-signal.SIGSEGV, 2)], r"^process 1 .* killed \(SIGSEGV\)"),
+        ([Failure(LOST, 1), Failure(MISTAKE, 2, "no such image")], r"^no such image$"),
+        ([Failure(MISTAKE, 3, "second"), Failure(MISTAKE, 2, "first")], r"^first$"),
+        ([Failure(LOST, 1, "Connection closed"), Failure(-signal.SIGTERM, 1)], r"^process 0 lost another .*closed"),
+        ([Failure(-signal.SIGTERM, 1)], r"^process 0 of the training was killed \(SIGTERM\)"),
+    ],
+)
+def test_the_failure_that_brought_the_others_about_is_told(failures: list[Failure], told: str) -> None:
+    with pytest.raises(AdtrError, match=told):
+        _tell(dict(enumerate(failures)))  # type: ignore[arg-type]
+
+
+def test_a_bug_of_any_process_is_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        _tell({0: Failure(LOST), 1: Failure(BUG, 5, "Traceback ...")})  # type: ignore[dict-item]
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == "Traceback ...\n"
 
 
 @pytest.mark.slow
@@ -196,9 +234,9 @@ def test_ctrl_c_stops_all_quietly(started: subprocess.Popen[str]) -> None:
 @pytest.mark.slow
 def test_two_machines(dataset: Path, tmp_path: Path) -> None:
     """Both of them here, each with a process; only the first writes."""
-    from lightning_fabric.plugins.environments.lightning import find_free_network_port
+    from torch.distributed.elastic.utils.distributed import get_free_port
 
-    place = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port())}
+    place = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(get_free_port())}
     command = [sys.executable, "-m", "adtr", "fit", dataset, *FLAGS, "--device", "cpu", "--nodes", "2", "-o"]
     machines = [
         subprocess.Popen(

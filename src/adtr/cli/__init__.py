@@ -81,7 +81,7 @@ def fail(message: str) -> NoReturn:
 
 
 def main(arguments: list[str] | None = None, fail: Callable[[str], NoReturn] = fail) -> NoReturn:
-    """Run a command. A user's mistake is one line on stderr and exit code 2; a bug is a traceback and 1."""
+    """Run a command. A user's mistake is one line, as `fail` tells it, and exit code 2; a bug is a traceback and 1."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if isinstance(sys.stdout, io.TextIOWrapper):  # any file name can be printed; in JSON the replacement is an escape
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")

@@ -126,9 +126,9 @@ def launch(device: str, devices: int, nodes: int) -> None:
 def _meeting_place(nodes: int) -> tuple[str, int, int]:
     """Address, port and this machine's number, from the environment where there are several machines."""
     if nodes == 1:
-        from lightning_fabric.plugins.environments.lightning import find_free_network_port
+        from torch.distributed.elastic.utils.distributed import get_free_port
 
-        return "127.0.0.1", find_free_network_port(), 0
+        return "127.0.0.1", get_free_port(), 0
     try:
         address, port, rank = (os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK"))
     except KeyError as error:
