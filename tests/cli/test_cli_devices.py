@@ -130,7 +130,8 @@ def test_a_mistake_of_any_process_is_one_line(run: Run, dataset: Path, tmp_path:
         (images / path.name).write_bytes(path.read_bytes() if i != 20 else b"no image")
     done = run("fit", images, "-o", tmp_path / "model", *FLAGS, "--device", "cpu", "--devices", 2)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"adtr: error: cannot read image {images / '020.png'}: not an image\n"
+    assert done.stderr.startswith(f"adtr: error: cannot read image {images / '020.png'}: not an image")
+    assert done.stderr.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["images"]  # an empty work folder is of no use
 
 
@@ -227,7 +228,7 @@ def test_ctrl_c_stops_all_quietly(started: subprocess.Popen[str]) -> None:
     processes = children(started.pid)
     started.send_signal(signal.SIGINT)
     _, errors = started.communicate(timeout=60)
-    assert (started.returncode, errors) == (130, "adtr: stopped\n")
+    assert (started.returncode, errors.strip()) == (130, "adtr: stopped")
     assert not any(Path(f"/proc/{pid}").exists() for pid in processes.values())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -17,6 +18,7 @@ from adtr.cli.devices import BUG, LOST, MISTAKE
 
 def run() -> NoReturn:
     """The command line of this process."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # torchrun passes it on to end the processes
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:
         main(fail=_fail)
@@ -34,8 +36,8 @@ def _fail(message: str) -> NoReturn:
 
 def _leave(text: str, code: int) -> NoReturn:
     """In the form that torchrun reads."""
-    message = {"message": text, "extraInfo": {"timestamp": int(time.time())}}
-    Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps({"message": message}))
+    told = {"message": text, "timestamp": int(time.time())}
+    Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(told))
     sys.exit(code)
 
 
