@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -25,7 +26,8 @@ def run() -> NoReturn:
     except RuntimeError as error:
         if not _is_lost(error):
             _leave(traceback.format_exc(), BUG)
-        _leave(" ".join(str(error).split()), LOST)
+        reason = re.sub(r"^\[\S+:\d+\] ", "", str(error))  # a place in gloo's source
+        _leave(reason.split(". ")[0].splitlines()[0], LOST)
     except Exception:  # noqa: BLE001 - the launcher prints it
         _leave(traceback.format_exc(), BUG)
 
