@@ -53,9 +53,9 @@ class FeatureCache:
             memory_limit = int(MEMORY_SHARE * machine_memory())
         self._file: Path | None = None
         if size > memory_limit:
-            self._file = create_file(size, folder)
-            self.features = map_file(self._file, shape, dtype)
-            self.forget_name()
+            file = create_file(size, folder)
+            self.features = map_file(file, shape, dtype)
+            self._file = _without_name(file)
         else:
             self.features = torch.empty(shape, dtype=dtype)
         self.filled = 0
@@ -70,8 +70,7 @@ class FeatureCache:
         cache = cls.of(map_file(path, (images, tokens, channels), dtype))
         fabric.barrier()
         if made is not None:
-            cache._file = made  # noqa: SLF001 - of this very class
-            cache.forget_name()
+            cache._file = _without_name(made)  # noqa: SLF001 - of this very class
         return cache
 
     @classmethod
@@ -80,12 +79,6 @@ class FeatureCache:
         cache = cls(0, *features.shape[1:], dtype=features.dtype)
         cache.features, cache.filled = features, len(features)
         return cache
-
-    def forget_name(self) -> None:
-        """On POSIX a mapping outlives its file's name: without it, whatever ends the process, no file stays behind."""
-        if self._file is not None and os.name == "posix":
-            self._file.unlink()
-            self._file = None
 
     def append(self, features: Tensor) -> None:
         """Add the features of a batch, (B, N, C)."""
@@ -155,6 +148,14 @@ def create_file(size: int, folder: Path | None) -> Path:
 def map_file(path: Path, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
     """A file's contents as a tensor; what is written to it is written to the file."""
     return torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=dtype).view(shape)
+
+
+def _without_name(file: Path) -> Path | None:
+    """On POSIX a mapping outlives its file's name: without it, whatever ends the process, no file stays behind."""
+    if os.name != "posix":
+        return file
+    file.unlink()
+    return None
 
 
 def _allocate(handle: int, size: int) -> None:
