@@ -125,11 +125,11 @@ def work_folder(output: Path, fabric: Fabric | None = None) -> Iterator[Path]:
     """
     from adtr.store import check_replaceable
 
+    check_replaceable(output)
     work = output.with_name(f"{output.name}.unfinished")
     if fabric is not None and not fabric.is_global_zero:
         yield work
         return
-    check_replaceable(output)
     check_writable(work)
     try:
         yield work
