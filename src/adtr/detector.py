@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from adtr.progress import Progress, Silent
 from adtr.store import is_exported
 
 if TYPE_CHECKING:
+    from lightning_fabric import Fabric
     from torch import Tensor
 
     from adtr.data.anomalies import Anomalies
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from adtr.learning.improve import Labels
     from adtr.learning.learned import Learned
     from adtr.model.network import ADTR
+    from adtr.tracking import Tracker
 
 
 class AnomalyDetector(Shareable, Estimator, Predictor):
@@ -124,6 +127,8 @@ class AnomalyDetector(Shareable, Estimator, Predictor):
         work_folder: str | os.PathLike[str] | None = None,
         resume: bool = False,
         progress: Progress | None = None,
+        fabric: Fabric | None = None,
+        tracker: Tracker | None = None,
     ) -> AnomalyDetector:
         """Learn from good images; a part of them is held out to set the thresholds.
 
@@ -137,6 +142,10 @@ class AnomalyDetector(Shareable, Estimator, Predictor):
             work_folder: checkpoints are kept there, so that a run that was cut can be resumed.
             resume: go on from the work folder's checkpoint, if there is one.
             progress: is told of the stages.
+            fabric: launched, with the strategy "ddp": its processes, on one machine or several, share the work on its
+                devices and in its precision. Each makes the same call and ends with the same detector; only the first
+                writes into the work folder, and only one should `save`.
+            tracker: is told of configuration, losses and thresholds; see `adtr.tracking.tracked`.
 
         Returns:
             The detector itself.
@@ -152,8 +161,10 @@ class AnomalyDetector(Shareable, Estimator, Predictor):
         sources, root = training_sources(images)
         if y is not None:
             sources, root = labelled_good(sources, y), None
-        reader = Reader(on_error=on_error, progress=progress or Silent())
+        reader = Reader(on_error=on_error, progress=progress or Silent(), fabric=fabric)
         self.skipped_ = reader.skipped
+        if tracker is not None:
+            tracker.log_config({"preset": self.preset, **self.config.flat(), "data": str(root or "memory")})
         learned = fit(
             self.config,
             sources,
@@ -164,8 +175,11 @@ class AnomalyDetector(Shareable, Estimator, Predictor):
             keep_features=keep_features,
             work_folder=Path(work_folder) if work_folder is not None else None,
             resume=resume,
+            tracker=tracker,
         )
         self._take(learned)
+        if tracker is not None:
+            tracker.log_results({"training": learned.metadata["training"], "thresholds": asdict(self.thresholds_)})
         self.improvement_ = None
         self._good = None if root else sources
         return self
@@ -196,6 +210,8 @@ class AnomalyDetector(Shareable, Estimator, Predictor):
         work_folder: str | os.PathLike[str] | None = None,
         resume: bool = False,
         progress: Progress | None = None,
+        fabric: Fabric | None = None,
+        tracker: Tracker | None = None,
         **overrides: Any,  # noqa: ANN401 - checked by Config.override
     ) -> AnomalyDetector:
         """ADTR+ (Section 3.3): a new detector that went on to learn from anomalies; this one stays as it is.
@@ -214,6 +230,8 @@ class AnomalyDetector(Shareable, Estimator, Predictor):
             work_folder: checkpoints are kept there, so that a run that was cut can be resumed.
             resume: go on from the work folder's checkpoint, if there is one.
             progress: is told of the stages.
+            fabric: see `fit`; the detector must be on its device.
+            tracker: is told of configuration, losses and the guard's judgement.
             **overrides: fields of the training, improvement and calibration sections.
 
         Returns:
@@ -238,7 +256,9 @@ class AnomalyDetector(Shareable, Estimator, Predictor):
             good=good,
         )
         config = improved_config(self.config, overrides)
-        reader = Reader(on_error=on_error, progress=progress or Silent())
+        reader = Reader(on_error=on_error, progress=progress or Silent(), fabric=fabric)
+        if tracker is not None:
+            tracker.log_config({"preset": config.preset, **config.flat()})
         learned, improvement = improve(
             self,
             lesson,
@@ -246,7 +266,10 @@ class AnomalyDetector(Shareable, Estimator, Predictor):
             reader=reader,
             work_folder=Path(work_folder) if work_folder is not None else None,
             resume=resume,
+            tracker=tracker,
         )
+        if tracker is not None:
+            tracker.log_results(improvement.to_dict())
         better = self.from_learned(learned, device=self.device, backbone_weights=self.backbone_weights)
         better._good = self._good  # noqa: SLF001
         better.improvement_, better.skipped_ = improvement, reader.skipped

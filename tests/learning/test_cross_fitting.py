@@ -77,7 +77,7 @@ def test_the_folds_are_a_partition_of_nearly_equal_parts(
     def remember(_: ADTR, __: FeatureCache, rows: np.ndarray, *___: object, **____: object) -> None:
         learned.append(set(rows.tolist()))
 
-    def score(_: ADTR, __: FeatureCache, index: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def score(_: ADTR, __: FeatureCache, index: torch.Tensor, *___: object) -> tuple[np.ndarray, np.ndarray]:
         judged.append(set(index.tolist()))
         return index.numpy().astype(np.float32), np.repeat(index.numpy(), 64).reshape(-1, 8, 8).astype(np.float32)
 

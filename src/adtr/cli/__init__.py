@@ -85,15 +85,25 @@ def cli() -> None:
     """Visual anomaly detection: learn from good images, find what departs from them."""
 
 
-def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run a command. A user's mistake is one line on stderr and exit code 2; a bug is a traceback and 1."""
+def fail(message: str) -> NoReturn:
+    """One line on stderr, exit code 2."""
+    from adtr.report.html import printable
+
+    line = printable(" ".join(message.splitlines()))  # what a file's name would tell the terminal to do is only shown
+    click.echo(f"adtr: error: {line if len(line) <= LONGEST_LINE else f'{line[:LONGEST_LINE]}...'}", err=True)
+    sys.exit(2)
+
+
+def main(arguments: list[str] | None = None, fail: Callable[[str], NoReturn] = fail) -> NoReturn:
+    """Run a command. A user's mistake is one line, as `fail` tells it, and exit code 2; a bug is a traceback and 1."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     if isinstance(sys.stdout, io.TextIOWrapper):  # any file name can be printed; in JSON the replacement is an escape
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on odd metadata, which change nothing
     try:
         with warnings.catch_warnings():
             warnings.showwarning = partial(_show_warning, warnings.showwarning)
-            result = cli.main(args=arguments, prog_name="adtr", standalone_mode=False)
+            result = cli.main(args=arguments, prog_name="adtr", standalone_mode=False, obj=arguments)
         sys.exit(result if isinstance(result, int) else 0)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else error.format_message())
@@ -115,15 +125,6 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         if not is_out_of_memory(error):
             raise
         fail("not enough memory: take a smaller --batch-size, or fit with a smaller --grid-size or --width")
-
-
-def fail(message: str) -> NoReturn:
-    """One line on stderr, exit code 2."""
-    from adtr.report.html import printable
-
-    line = printable(" ".join(message.splitlines()))  # what a file's name would tell the terminal to do is only shown
-    click.echo(f"adtr: error: {line if len(line) <= LONGEST_LINE else f'{line[:LONGEST_LINE]}...'}", err=True)
-    sys.exit(2)
 
 
 def _show_warning(

@@ -20,6 +20,8 @@ from adtr.locks import hold_folder
 from adtr.report.html import printable
 
 if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
     from adtr.data.loading import SkippedImage
     from adtr.progress import Progress
 
@@ -99,6 +101,11 @@ unsure_rate_option = click.option(
     metavar="X",
     help="Share of good images that may be called unsure or anomalous; 0: every verdict is sure.",
 )
+track_option = click.option(
+    "--track",
+    metavar="TOOL[:WHERE]",
+    help="Tell tensorboard[:DIR], mlflow[:URI] or wandb[:DIR] of it; wandb is offline unless WANDB_MODE=online.",
+)
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress and no summary on stderr.")
 
 
@@ -114,10 +121,11 @@ def check_output_file(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def work_folder(output: Path) -> Iterator[Path]:
+def work_folder(output: Path, fabric: Fabric | None = None) -> Iterator[Path]:
     """The folder for checkpoints beside a model that is being made, which must be replaceable and nobody else's work.
 
     It goes once the model is there. What holds a checkpoint stays for --resume; an empty one is of no use to anybody.
+    Of several processes the first one sees to all that.
 
     Raises:
         AdtrError: the output is something else than a model, cannot be written, or is being written.
@@ -125,7 +133,10 @@ def work_folder(output: Path) -> Iterator[Path]:
     from adtr.store import check_replaceable
 
     check_replaceable(output)
-    work = output.with_name(f"{output.name}.unfinished")
+    work = _work_folder(output)
+    if fabric is not None and not fabric.is_global_zero:
+        yield work
+        return
     check_writable(work)
     with hold_folder(work, output=output):
         try:
@@ -135,6 +146,27 @@ def work_folder(output: Path) -> Iterator[Path]:
                 work.rmdir()
             raise
         shutil.rmtree(work, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def work_folder_of_others(output: Path) -> Iterator[None]:
+    """For the process that starts those which have the work folder: fails early, and tidies up if they were killed.
+
+    Raises:
+        AdtrError: the output is something else than a model.
+    """
+    from adtr.store import check_replaceable
+
+    check_replaceable(output)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            _work_folder(output).rmdir()
+
+
+def _work_folder(output: Path) -> Path:
+    return output.with_name(f"{output.name}.unfinished")
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,6 +21,11 @@ from adtr.training.features import score_cached
 from adtr.training.loop import TrainingRecord, train
 from adtr.training.remembering import remember
 
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from adtr.tracking import Tracker
+
 
 def train_on_good(
     network: ADTR,
@@ -32,6 +38,8 @@ def train_on_good(
     resume: bool = False,
     progress: Progress | None = None,
     after_step: Callable[[int], None] | None = None,
+    fabric: Fabric | None = None,
+    tracker: Tracker | None = None,
 ) -> TrainingRecord:
     """Standardise the features where the configuration says so, train the reconstruction (Section 3.2), and remember.
 
@@ -45,6 +53,8 @@ def train_on_good(
         resume: go on from a checkpoint there.
         progress: told of every step.
         after_step: see `train`.
+        fabric: see `train`.
+        tracker: see `train`.
 
     Raises:
         ModelError: the checkpoint belongs to another run.
@@ -64,6 +74,8 @@ def train_on_good(
         resume=resume,
         progress=progress,
         after_step=after_step,
+        fabric=fabric,
+        tracker=tracker,
     )
     remember(network, cache, index, config.seed)
     return record
@@ -79,6 +91,7 @@ def cross_fit(
     checkpoint: Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    fabric: Fabric | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Score every image by a network that learned from the other folds.
 
@@ -91,6 +104,7 @@ def cross_fit(
         checkpoint: folder for checkpoints.
         resume: go on from checkpoints there.
         progress: told of every step.
+        fabric: see `train`.
 
     Returns:
         Image scores (n,) and score maps (n, h, w).
@@ -115,6 +129,7 @@ def cross_fit(
             checkpoint=checkpoint / f"fold-{fold}" if checkpoint else None,
             resume=resume,
             progress=progress,
+            fabric=fabric,
         )
-        scores[judged], maps[judged] = score_cached(other, cache, torch.from_numpy(judged))
+        scores[judged], maps[judged] = score_cached(other, cache, torch.from_numpy(judged), fabric)
     return scores, maps

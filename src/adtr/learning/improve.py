@@ -40,6 +40,7 @@ from adtr.training.remembering import remember
 
 if TYPE_CHECKING:
     from adtr.detector import AnomalyDetector
+    from adtr.tracking import Tracker
 
 Labels = Literal["auto", "pixel", "image"]
 
@@ -92,6 +93,7 @@ def improve(
     reader: Reader,
     work_folder: Path | None,
     resume: bool,
+    tracker: Tracker | None = None,
 ) -> tuple[Learned, Improvement]:
     """Train a copy of a detector's network on, set its thresholds anew, and judge it before and after.
 
@@ -123,10 +125,11 @@ def improve(
     sources: list[AnomalySource] = [source for source in (known, *made, external) if source]
 
     def judgement() -> tuple[Judgement, Calibration]:
-        scores, maps = score_cached(network, good.cache, good.held_out)
+        scores, maps = score_cached(network, good.cache, good.held_out, reader.fabric)
         anomaly_scores = np.empty(0, np.float32)
         if judged:
-            anomaly_scores, _ = score_cached(network, FeatureCache.of(judged.features), torch.arange(len(judged)))
+            everything = torch.arange(len(judged))
+            anomaly_scores, _ = score_cached(network, FeatureCache.of(judged.features), everything, reader.fabric)
         types = [sample.defect_type for sample in held_out]
         return judge(scores, maps, anomaly_scores, types, rate), Calibration.of(scores, maps)
 
@@ -142,6 +145,8 @@ def improve(
         checkpoint=work_folder,
         resume=resume,
         progress=reader.progress,
+        fabric=reader.fabric,
+        tracker=tracker,
     )
     remember(network, good.cache, good.training, seed)  # some may be labelled as anomalies now, others new
     after, calibration = judgement()
