@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from adtr.cli import main
+from adtr.store import SEAL, seal
 from conftest import SMALL, Run
 
 FLAGS = [part for name, value in SMALL.items() for part in (f"--{name.replace('_', '-')}", str(value))]
@@ -387,7 +388,8 @@ def test_metadata_that_info_cannot_show_are_one_line(error: Error, model: Path, 
     copy = shutil.copytree(model, place / "copy")
     metadata = json.loads((copy / "metadata.json").read_text())
     for training in ({}, {**metadata["training"], "losses": []}, {**metadata["training"], "total_seconds": "long"}):
-        (copy / "metadata.json").write_text(json.dumps({**metadata, "training": training}))
+        damaged = {**metadata, "training": training}
+        (copy / "metadata.json").write_text(json.dumps({**damaged, SEAL: seal(damaged)}))
         assert "are not what adtr writes" in error("info", copy)
 
 
