@@ -32,6 +32,7 @@ def discs(root: Path, **options: object) -> Folder:
         "abnormal_dir": "test/dark",
         "normal_test_dir": "test/good",
         "mask_dir": "ground_truth/dark",
+        "val_split_mode": "same_as_test",
     }
     return Folder(name="discs", root=root, num_workers=0, **parts, **{"train_batch_size": 5, **options})
 
