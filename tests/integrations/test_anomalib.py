@@ -32,6 +32,7 @@ def discs(root: Path, **options: object) -> Folder:
         "abnormal_dir": "test/dark",
         "normal_test_dir": "test/good",
         "mask_dir": "ground_truth/dark",
+        "val_split_mode": "same_as_test",
     }
     return Folder(name="discs", root=root, num_workers=0, **parts, **{"train_batch_size": 5, **options})
 
@@ -67,11 +68,13 @@ def test_it_learns_what_adtr_learns(trained: tuple[Adtr, Engine], own: AnomalyDe
     assert detector.thresholds_.image == pytest.approx(own.thresholds_.image, rel=1e-4)
 
 
-def test_raw_scores_and_maps_are_adtrs(trained: tuple[Adtr, Engine], own: AnomalyDetector, dataset: Path) -> None:
-    model, runner = trained
+def test_raw_scores_and_maps_are_adtrs(
+    trained: tuple[Adtr, Engine], own: AnomalyDetector, dataset: Path, tmp_path: Path
+) -> None:
+    model = trained[0]
     model.post_processor, post_processor = None, model.post_processor
     try:
-        batches = runner.predict(model, datamodule=discs(dataset, eval_batch_size=3))
+        batches = engine(tmp_path).predict(model, datamodule=discs(dataset, eval_batch_size=3))
     finally:
         model.post_processor = post_processor
     expected = {str(p.path): p for p in own.predict(images(dataset))}
