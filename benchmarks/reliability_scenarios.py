@@ -60,6 +60,10 @@ class Scenario:
         """Whether a command that does not end has done its work."""
         return False
 
+    def check_whole(self, place: Path) -> None:
+        """What is there can be read, and nothing of it is there twice."""
+        raise NotImplementedError
+
     def check_killed(self, place: Path, expected: Path, *, older: bool) -> None:
         """What a killed command left is the old output or the new, or none."""
         raise NotImplementedError
@@ -82,6 +86,10 @@ class Fit(Scenario):
     def arguments(self, place: Path) -> list[str]:
         data = str((place / "materials/data").resolve())
         return ["fit", data, "-o", str(place / "out/model"), "--resume", "--quiet", "--keep-features", *flags(FIT)]
+
+    def check_whole(self, place: Path) -> None:
+        if (place / "out/model").exists():
+            model_facts(place / "out/model")
 
     def check_killed(self, place: Path, expected: Path, *, older: bool) -> None:
         model = place / "out/model"
@@ -126,6 +134,10 @@ class Export(Scenario):
 
         formats.to_onnx = lambda graph: copy.deepcopy(traced)  # noqa: ARG005
 
+    def check_whole(self, place: Path) -> None:
+        if (place / "out/model.onnx").exists():
+            export_facts(place / "out/model.onnx")
+
     def check_killed(self, place: Path, expected: Path, *, older: bool) -> None:
         file = place / "out/model.onnx"
         if older or file.exists():
@@ -154,15 +166,21 @@ class Experiment(Scenario):
         given = ["--data", data, "-o", str(place / "out"), "--preset", "quick", "--seeds", "0,1", "--jobs", "1", "-q"]
         return ["experiment", "mvtec", *given, *flags({**NETWORK, **LESSON})]
 
+    def check_whole(self, place: Path) -> None:
+        runs = Counter((run["category"], run["seed"], run["row"]) for run in result_facts(place / "out"))
+        assert max(runs.values(), default=1) == 1, "a result twice"
+
     def patch(self) -> None:
         from adtr.experiments import plots
 
         plots.RESOLUTION = 20
 
     def check_killed(self, place: Path, expected: Path, *, older: bool) -> None:  # noqa: ARG002 - there is none
-        results, known = result_facts(place / "out"), result_facts(expected / "out")
-        assert all(result in known for result in results), "a result that an uninterrupted run has not"
-        assert max(Counter(map(str, results)).values(), default=1) == 1, "a result twice"
+        self.check_whole(place)
+        known = result_facts(expected / "out")
+        assert all(result in known for result in result_facts(place / "out")), (
+            "a result that an uninterrupted run has not"
+        )
 
     def check_complete(self, place: Path, expected: Path) -> None:
         super().check_complete(place, expected)
@@ -180,6 +198,10 @@ class Watch(Scenario):
         inbox, base = str((place / "materials/inbox").resolve()), str((place / "materials/base").resolve())
         return ["watch", inbox, "-m", base, "-o", str(place / "out"), "--sort", "copy", "--interval", "0.05"]
 
+    def check_whole(self, place: Path) -> None:
+        images = Counter(row["path"] for row in row_facts(place / "out"))
+        assert max(images.values(), default=1) == 1, "an image twice"
+
     def has_done(self, place: Path) -> bool:
         log = place / "log.txt"
         if not log.exists() or "watching" not in log.read_text():  # it does not listen yet
@@ -187,9 +209,9 @@ class Watch(Scenario):
         return len(whole_lines(place / "out/results.jsonl")) >= len(list((place / "materials/inbox").iterdir()))
 
     def check_killed(self, place: Path, expected: Path, *, older: bool) -> None:  # noqa: ARG002 - there is none
-        results, known = row_facts(place / "out"), row_facts(expected / "out")
-        assert all(result in known for result in results), "a row that an uninterrupted watch has not"
-        assert max(Counter(row["path"] for row in results).values(), default=1) == 1, "an image twice"
+        self.check_whole(place)
+        known = row_facts(expected / "out")
+        assert all(row in known for row in row_facts(place / "out")), "a row that an uninterrupted watch has not"
 
     def check_complete(self, place: Path, expected: Path) -> None:
         super().check_complete(place, expected)
