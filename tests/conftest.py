@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,10 @@ from adtr.detector import AnomalyDetector
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from fastapi.testclient import TestClient
+
+
+if find_spec("ray") is None:  # comes with the extra of that name
+    collect_ignore = [f"scaling/test_{name}.py" for name in ("answers", "scaling_prediction", "sources")]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -218,3 +223,15 @@ def listening(app: FastAPI) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join(30)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[str]:
+    """A small Ray cluster, which this process is connected to; its address."""
+    import ray
+
+    from adtr.scaling.cluster import connect
+
+    connect(2, object_store_memory=100 << 20)
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()

@@ -49,6 +49,7 @@ PAPER = {
     "alpha": 0.003,
     "top_k": 20,
     "anomaly_share": 0.5,
+    "memory_size": 0,
 }
 PRESETS = {
     "paper-mvtec": {**PAPER, "image_size": (256, 256), "grid_size": (16, 16), "batch_size": 16},
@@ -57,6 +58,7 @@ PRESETS = {
 }
 NOT_IN_THE_PAPER = {
     "pool_size",
+    "memory_weight",
     "seed",
     "holdout",
     "holdout_min",

@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import json
 import os
@@ -9,15 +10,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from adtr import store
 from adtr.calibration import Calibration
 from adtr.detector import AnomalyDetector
 from adtr.errors import AdtrError, ConfigError, ModelError
 from adtr.files import file_sha256
 from adtr.model import backbones
 from adtr.model.network import ADTR
-from adtr.store import BACKBONE, CONFIG, METADATA, WEIGHTS, check_replaceable, load_model, read_metadata, save_model
+from adtr.store import (
+    BACKBONE,
+    CONFIG,
+    METADATA,
+    SEAL,
+    WEIGHTS,
+    check_replaceable,
+    load_model,
+    read_metadata,
+    save_model,
+    seal,
+)
 from conftest import SMALL
 
 
@@ -37,7 +52,7 @@ def copy(model: Path, tmp_path: Path) -> Path:
 def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     metadata = json.loads((folder / METADATA).read_text())
     change(metadata)
-    (folder / METADATA).write_text(json.dumps(metadata))
+    (folder / METADATA).write_text(json.dumps({**metadata, SEAL: seal(metadata)}))
 
 
 def sign(folder: Path, name: str) -> None:
@@ -75,7 +90,7 @@ def test_the_folder_holds_no_pickle_and_no_backbone(model: Path) -> None:
     assert sorted(path.name for path in model.iterdir()) == sorted([WEIGHTS, CONFIG, METADATA])
     assert all(not name.startswith("embedding") for name in load_file(model / WEIGHTS))
     metadata = json.loads((model / METADATA).read_text())
-    assert metadata["format"] == 2
+    assert metadata["format"] == 3
     assert metadata["files"] == {
         name: hashlib.sha256((model / name).read_bytes()).hexdigest() for name in (WEIGHTS, CONFIG)
     }
@@ -104,6 +119,43 @@ def test_an_altered_file_is_named(copy: Path, name: str) -> None:
     assert "SHA-256 differs" in error_of(copy, read_metadata)
 
 
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_flipped_bit_of_the_metadata_goes_unseen(model: Path, copy: Path, place: float, bit: int) -> None:
+    data = bytearray((model / METADATA).read_bytes())
+    data[int(place * len(data))] ^= 1 << bit
+    (copy / METADATA).write_bytes(data)
+    with contextlib.suppress(ModelError):
+        config, calibration, metadata = read_metadata(copy)  # a bit of white space, or of the seal's name
+        expected = read_metadata(model)
+        assert (config, calibration) == expected[:2]
+        del expected[2][SEAL]
+        assert {name: metadata[name] for name in expected[2]} == expected[2]
+
+
+def test_a_model_that_is_replaced_while_it_is_read_is_read_anew(
+    model: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = AnomalyDetector.load(model)
+    other.metadata_["created"] = "later"
+    other.set_rates(0.5)
+    reads = []
+    read = store._read
+
+    def read_and_replace(path: Path, *limit: int) -> bytes:
+        data = read(path, *limit)
+        reads.append(path.name)
+        if len(reads) == 2:  # metadata and weights are those of the old model, the configuration would be the new one's
+            other.save(copy)
+        return data
+
+    monkeypatch.setattr(store, "_read", read_and_replace)
+    config, _, metadata = read_metadata(copy)
+    assert metadata["created"] == "later"
+    assert config.calibration.false_alarm_rate == 0.5
+    assert reads == [METADATA, WEIGHTS, CONFIG] * 2
+
+
 @pytest.mark.parametrize("name", [WEIGHTS, CONFIG, METADATA])
 def test_a_missing_file_is_named(copy: Path, name: str) -> None:
     (copy / name).unlink()
@@ -119,8 +171,8 @@ def test_what_is_no_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_a_newer_format_asks_for_a_newer_adtr(copy: Path) -> None:
-    edit(copy, lambda metadata: metadata.update(format=3, files="in another way"))
-    assert "was written by a newer adtr (format 3); update adtr" in error_of(copy)
+    edit(copy, lambda metadata: metadata.update(format=4, files="in another way"))
+    assert "was written by a newer adtr (format 4); update adtr" in error_of(copy)
 
 
 @pytest.mark.parametrize("name", ["../evil", "/etc/passwd", "evil.py", "sub/model.safetensors", ""])

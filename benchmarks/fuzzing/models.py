@@ -9,6 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from adtr.store import SEAL, seal
 from fuzzing.images import seeds
 from fuzzing.mutate import NASTY, damage, damage_tree, damaged_json, to_text
 from fuzzing.target import Files, Special, Target
@@ -51,6 +52,11 @@ def damaged_tensors(rng: Random, data: bytes) -> bytes:
     return struct.pack("<Q", rng.choice((len(text),) * 9 + (2**63,))) + text + numbers
 
 
+def sealed(metadata: Any) -> bytes:  # noqa: ANN401
+    """The text of a model's metadata, with the hash that covers them set right."""
+    return to_text({**metadata, SEAL: seal(metadata)} if isinstance(metadata, dict) else metadata)
+
+
 class Models(Target):
     """A model folder: `adtr info`, and loading and predicting."""
 
@@ -63,7 +69,7 @@ class Models(Target):
         files: Files = dict(whole)
         metadata, kind = json.loads(whole["metadata.json"]), rng.randrange(8)
         if kind <= 1:
-            files["metadata.json"] = damaged_json(rng, metadata)
+            files["metadata.json"] = damaged_json(rng, metadata) if kind else sealed(damage_tree(rng, metadata))
             return files
         if kind == 2:
             files[rng.choice(sorted(files))] = rng.choice(SPECIALS)
@@ -94,7 +100,7 @@ class Models(Target):
             for name in ("config.json", "model.safetensors"):
                 if name in metadata["files"] and rng.random() < 0.95:
                     metadata["files"][name] = hashlib.sha256(files[name]).hexdigest()  # type: ignore[arg-type]
-        files["metadata.json"] = to_text(metadata)
+        files["metadata.json"] = sealed(metadata)
         return files
 
     def run(self, case: Path, out: Path) -> None:

@@ -71,6 +71,12 @@ class ComparisonConfig:
     """Figure 2c: from feature differences to scores."""
 
     pool_size: float = _setting("side of the pooling window of the image score, as a share of the image", low=0, high=1)
+    memory_size: int = _setting(
+        "patches of good images to remember, whose distance joins the score map; 0: none, as in the paper",
+        low=0,
+        high=1_000_000,
+    )
+    memory_weight: float = _setting("weight of that distance beside the reconstruction's error", low=0, high=1000)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -238,6 +238,7 @@ def _edit_metadata(folder: Path, change: Callable[[dict[str, object]], object]) 
     path = folder / "metadata.json"
     values = json.loads(path.read_text())
     change(values)
+    values.pop("sha256")
     path.write_text(json.dumps(values))
 
 

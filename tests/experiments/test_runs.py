@@ -59,6 +59,7 @@ def test_mvtec_runs_reports_and_goes_on_where_it_was_cut(
     assert first["metrics"]["pixel_auroc"] > 0
     assert (first["train"], first["test"], first["steps"]) == (10, 8, 2)
     assert first["seconds"] > 0
+    assert first["processor_seconds"] > 0
     assert first["peak_memory_mib"] > 50
     assert first["versions"]["torch"]
 
@@ -191,6 +192,21 @@ def test_cifar10_is_judged_by_both_protocols(cifar: Path, root: Path, tmp_path: 
         assert 0 <= record["image_auroc_all"] <= 1
     assert adtr["metrics"]["image_auroc"] != plus["metrics"]["image_auroc"] or adtr["losses"] != plus["losses"]
     assert "Both test protocols" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_classes_share_the_features_of_the_test_images(
+    cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+    embed = learned.embed_images
+    monkeypatch.setattr(learned, "embed_images", lambda n, s, **k: passes.append(len(s)) or embed(n, s, **k))
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("pool_size: 0.5\n")
+    command = ("cifar10", "--data", cifar, "-o", tmp_path / "out", "--categories", "bird,cat", "--config", settings)
+    assert experiment(*command, "--image-size", 32, "--grid-size", 4, "--jobs", 1) == 0
+    assert passes == [20, 40, 20]
+    assert [record["category"] for record in lines(tmp_path / "out")] == ["bird", "cat"]
+    assert all(record["config"]["pool_size"] == 0.5 for record in lines(tmp_path / "out"))
 
 
 def test_the_balanced_protocol_draws_as_many_from_the_others(cifar: Path) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import io
 import os
-import re
 import sys
 import warnings
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -15,11 +16,12 @@ import click
 
 from adtr import __version__
 from adtr.config import unknown
-from adtr.errors import AdtrError
+from adtr.errors import AdtrError, AdtrWarning, is_out_of_memory
 
 COMMANDS = {
     "audit": "Find good images that may not be good, and copies.",
     "fit": "Learn what good looks like from a folder of good images.",
+    "fit-many": "Fit a detector for each product in a folder of products.",
     "improve": "Go on learning, from labelled, made or irrelevant anomalies.",
     "predict": "Score images, and show where they depart from good.",
     "watch": "Score what lands in a folder, and sort it.",
@@ -34,6 +36,11 @@ COMMANDS = {
     "experiment": "Repeat one of the paper's experiments, its numbers beside those measured.",
     "demo": "Train and judge a detector on real textures, in two minutes.",
 }
+
+SYSTEM_REFUSES = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO
+)  # fmt: skip
+"""What is no bug, wherever a file is opened or written."""
 
 
 LONGEST_LINE = 1500
@@ -51,7 +58,7 @@ class LazyCommands(click.Group):
         """The command's object, from its module."""
         if cmd_name not in COMMANDS:
             raise AdtrError(unknown("command", cmd_name, COMMANDS))
-        command: click.Command = import_module(f"adtr.cli.{cmd_name}").command
+        command: click.Command = import_module(f"adtr.cli.{cmd_name.replace('-', '_')}").command
         return command
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's signature
@@ -84,7 +91,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on odd metadata, which change nothing
     try:
-        result = cli.main(args=arguments, prog_name="adtr", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = partial(_show_warning, warnings.showwarning)
+            result = cli.main(args=arguments, prog_name="adtr", standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else error.format_message())
@@ -97,13 +106,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         click.echo("adtr: stopped", err=True)
         sys.exit(130)
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOSPC):
+        if error.errno not in SYSTEM_REFUSES:
             raise
         if error.errno == errno.ENOSPC:
             _discard_stdout()
         fail(f"cannot use {error.filename or 'stdout'}: {error.strerror}")
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not re.search(r"(allocate|enough|out of) memory", str(error)):
+    except (MemoryError, RuntimeError, ImportError) as error:
+        if not is_out_of_memory(error):
             raise
         fail("not enough memory: take a smaller --batch-size, or fit with a smaller --grid-size or --width")
 
@@ -115,6 +124,19 @@ def fail(message: str) -> NoReturn:
     line = printable(" ".join(message.splitlines()))  # what a file's name would tell the terminal to do is only shown
     click.echo(f"adtr: error: {line if len(line) <= LONGEST_LINE else f'{line[:LONGEST_LINE]}...'}", err=True)
     sys.exit(2)
+
+
+def _show_warning(
+    otherwise: Callable[..., None],
+    message: Warning | str,
+    category: type[Warning],
+    *place: Any,  # noqa: ANN401
+) -> None:
+    """Ours as one line for people, not as a line of code."""
+    if issubclass(category, AdtrWarning):
+        click.echo(f"adtr: warning: {' '.join(str(message).splitlines())}", err=True)
+    else:
+        otherwise(message, category, *place)
 
 
 def _discard_stdout() -> None:

@@ -10,6 +10,7 @@ import click
 
 from adtr.cli.options import (
     SectionedCommand,
+    config_option,
     configuration_flags,
     device_option,
     on_error_option,
@@ -35,7 +36,7 @@ SHOWN_COPIES = 20
 )
 @click.option("--top", default=24, show_default=True, type=click.IntRange(1, 1000), help="Images to list and to show.")
 @click.option("--preset", metavar="NAME", help="A named configuration; `adtr presets` lists them.  [default: quick]")
-@click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="A YAML or TOML file.")
+@config_option
 @weights_option
 @device_option
 @on_error_option

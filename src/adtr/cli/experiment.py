@@ -11,10 +11,13 @@ import click
 
 from adtr.cli.options import (
     SectionedCommand,
+    config_option,
     configuration_flags,
     device_option,
+    hold_output,
     progress_on_stderr,
     quiet_option,
+    resolve,
     say,
 )
 from adtr.errors import AdtrError, ConfigError
@@ -52,6 +55,7 @@ class ExperimentCommand(SectionedCommand):
 @click.option("--categories", metavar="NAME,...", help="Only these categories or classes.  [default: all]")
 @click.option("--seeds", default="0", show_default=True, metavar="N,...", help="A run for each.")
 @click.option("--preset", metavar="NAME", help="A named configuration.  [default: the paper's]")
+@config_option
 @click.option(
     "--external",
     type=click.Path(path_type=Path, exists=True),
@@ -84,6 +88,7 @@ def command(
     categories: str | None,
     seeds: str,
     preset: str | None,
+    config_file: Path | None,
     external: Path | None,
     peers: bool,
     weights: tuple[str, ...],
@@ -98,12 +103,11 @@ def command(
     """
     from adtr.experiments.records import FILE, Records
     from adtr.experiments.runs import Request, run
-    from adtr.files import check_writable
 
-    given = {key: value for key, value in flags.items() if value is not None}
-    if "seed" in given:
-        raise ConfigError("an experiment takes --seeds, not --seed")
     plan = PLANS["mvtec" if name == FIGURES else name]
+    preset, given = resolve(preset, config_file, flags, default=plan.preset)
+    if "seed" in given:
+        raise ConfigError("an experiment takes --seeds, not a seed")
     plan, given = _backbones(plan, given)
     if peers:
         plan = _with_peers(plan)
@@ -121,7 +125,7 @@ def command(
     )
     for planned in plan.rows:
         request.config(planned, request.seeds[0])  # a wrong field fails before any work
-    check_writable(output)
+    click.get_current_context().with_resource(hold_output(output))
     if name == FIGURES:
         from adtr.experiments.figures import draw
 

@@ -58,6 +58,9 @@ def describe(model: Path, config: Config, metadata: dict[str, Any], thresholds: 
         "decision": thresholds.describe(),
         "pixels": f"marked above {thresholds.pixel:.4g}",
     }
+    if "verified" in metadata:
+        verified = metadata["verified"]
+        lines["verified"] = f"training repeats to the bit, for {verified['steps']} steps on {verified['images']} images"
     described = [f"{name:<13} {value}" for name, value in lines.items()]
     for past in metadata.get("improvements", []):
         before, after = past["before"], past["after"]

@@ -16,6 +16,7 @@ import click
 from adtr.config import Setting, Size, read_config_file, settings
 from adtr.errors import AdtrError
 from adtr.files import check_writable
+from adtr.locks import hold_folder
 from adtr.report.html import printable
 
 if TYPE_CHECKING:
@@ -59,15 +60,20 @@ def _metavar(setting: Setting) -> str:
     return {int: "N", float: "X", bool: "true|false", str: "NAME", Size: "N|HxW"}[setting.type]
 
 
-def resolve(preset: str | None, config_file: Path | None, flags: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def resolve(
+    preset: str | None, config_file: Path | None, flags: dict[str, Any], default: str = "quick"
+) -> tuple[str, dict[str, Any]]:
     """Preset and overrides: flags win over the configuration file, which wins over the preset."""
     from_file, overrides = read_config_file(config_file) if config_file is not None else (None, {})
     given = {name: value for name, value in flags.items() if value is not None}
-    return preset or from_file or "quick", {**overrides, **given}
+    return preset or from_file or default, {**overrides, **given}
 
 
 device_option = click.option(
     "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:N or mps."
+)
+config_option = click.option(
+    "--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="A YAML or TOML file."
 )
 weights_option = click.option(
     "--backbone-weights",
@@ -109,25 +115,51 @@ def check_output_file(path: Path) -> None:
 
 @contextlib.contextmanager
 def work_folder(output: Path) -> Iterator[Path]:
-    """The folder for checkpoints beside a model that is being made, which must be replaceable.
+    """The folder for checkpoints beside a model that is being made, which must be replaceable and nobody else's work.
 
     It goes once the model is there. What holds a checkpoint stays for --resume; an empty one is of no use to anybody.
 
     Raises:
-        AdtrError: the output is something else than a model, or cannot be written.
+        AdtrError: the output is something else than a model, cannot be written, or is being written.
     """
     from adtr.store import check_replaceable
 
     check_replaceable(output)
     work = output.with_name(f"{output.name}.unfinished")
     check_writable(work)
+    with hold_folder(work, output=output):
+        try:
+            yield work
+        except BaseException:
+            with contextlib.suppress(OSError):
+                work.rmdir()
+            raise
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def hold_output(folder: Path) -> Iterator[None]:
+    """Be the only one who writes into an output folder.
+
+    Raises:
+        AdtrError: another process does, or it cannot be made.
+    """
+    check_writable(folder)
+    with hold_folder(folder):
+        yield
+
+
+@contextlib.contextmanager
+def extra_for(purpose: str, extra: str) -> Iterator[None]:
+    """Say which optional dependencies are missing where an import inside the block fails.
+
+    Raises:
+        AdtrError: one is.
+    """
     try:
-        yield work
-    except BaseException:
-        if not any(work.iterdir()):
-            shutil.rmtree(work, ignore_errors=True)
-        raise
-    shutil.rmtree(work, ignore_errors=True)
+        yield
+    except ImportError as error:
+        raise AdtrError(f"{purpose} needs {error.name}: pip install 'adtr[{extra}]'") from error
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import click
 from adtr.cli.options import (
     check_output_file,
     device_option,
+    extra_for,
     false_alarm_rate_option,
     on_error_option,
     progress_on_stderr,
@@ -44,21 +45,40 @@ FIELDS = (
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
-@click.option("--output", "-o", type=click.Path(path_type=Path), metavar="FILE", help="scores.jsonl or scores.csv.")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="scores.jsonl or scores.csv; with --engine ray: .jsonl, .parquet or a folder.",
+)
 @click.option("--maps", type=click.Path(path_type=Path), metavar="DIR", help="Anomaly maps as 32-bit float TIFF.")
 @click.option("--overlays", type=click.Path(path_type=Path), metavar="DIR", help="Heat maps over the images as JPEG.")
 @click.option("--coco", type=click.Path(path_type=Path), metavar="FILE", help="Marked regions as COCO JSON.")
 @false_alarm_rate_option
 @unsure_rate_option
 @click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1, 4096), help="Images at a time.")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="local: this process; ray: workers on this machine, or on the cluster that RAY_ADDRESS names.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 100_000),
+    metavar="N",
+    help="ray: that hold the model.  [default: one for each GPU, or for each core]",
+)
 @weights_option
 @device_option
 @on_error_option
 @quiet_option
 def command(
     model: Path,
-    paths: tuple[Path, ...],
+    paths: tuple[str, ...],
     output: Path | None,
     maps: Path | None,
     overlays: Path | None,
@@ -66,6 +86,8 @@ def command(
     false_alarm_rate: float | None,
     unsure_rate: float | None,
     batch_size: int,
+    engine: Literal["local", "ray"],
+    workers: int | None,
     backbone_weights: str | None,
     device: str,
     on_error: Literal["raise", "skip"],
@@ -75,7 +97,35 @@ def command(
 
     PATH... are images, or folders that are searched through. A CSV file holds the number of marked regions, JSON lines
     hold their boxes [left, top, width, height], areas and peaks.
+
+    With --engine ray they may also be parquet files with encoded images, and URLs that fsspec knows, such as
+    s3://bucket/images. A run that was cut goes on where it was when it is given again.
     """
+    if engine == "ray":
+        if output is None or maps or overlays or coco:
+            raise ConfigError("--engine ray needs --output, and makes no maps, overlays or COCO files")
+        with extra_for("--engine ray", "ray"):
+            from adtr.scaling.prediction import predict
+        with progress_on_stderr(quiet) as progress:
+            answers = predict(
+                model,
+                paths,
+                output,
+                false_alarm_rate=false_alarm_rate,
+                unsure_rate=unsure_rate,
+                batch_size=batch_size,
+                backbone_weights=backbone_weights,
+                device=device,
+                on_error=on_error,
+                workers=workers,
+                progress=progress,
+            )
+        report_skipped(answers.skipped)
+        say(_summary(answers.counts, unsure="unsure" in answers.counts), quiet=quiet)
+        return
+    if workers is not None:
+        raise ConfigError("--workers belongs to --engine ray")
+
     from adtr.files import check_writable, replace_file
     from adtr.report.coco import CocoRegions
     from adtr.report.sinks import output_paths, save_map, save_overlay
@@ -84,7 +134,7 @@ def command(
     if output is not None and output.suffix not in (".jsonl", ".csv"):
         raise ConfigError(f"--output must end in .jsonl or .csv, not {output.name!r}")
     read_metadata(model)
-    found = find_images(paths)
+    found = find_images(tuple(map(Path, paths)))
     images, names = [path for path, _ in found], [name for _, name in found]
     map_paths = output_paths(images, names, maps, ".tiff") if maps is not None else None
     overlay_paths = output_paths(images, names, overlays, ".jpg") if overlays is not None else None
@@ -133,8 +183,13 @@ def command(
     report_skipped(detector.skipped_)
     if coco is not None:
         replace_file(coco, to_json(regions.to_dict()))
-    unsure = f", {verdicts['unsure']} unsure" if detector.thresholds_.unsure is not None else ""
-    say(f"{verdicts['anomalous']} of {verdicts.total()} images are anomalous{unsure}", quiet=quiet)
+    say(_summary(verdicts, unsure=detector.thresholds_.unsure is not None), quiet=quiet)
+
+
+def _summary(counts: Counter[str], *, unsure: bool) -> str:
+    judged = sum(counts[verdict] for verdict in ("good", "unsure", "anomalous"))
+    more = f", {counts['unsure']} unsure" if unsure else ""
+    return f"{counts['anomalous']} of {judged} images are anomalous{more}"
 
 
 def find_images(paths: tuple[Path, ...]) -> list[tuple[Path, Path]]:

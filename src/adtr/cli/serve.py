@@ -9,11 +9,12 @@ import click
 
 from adtr.cli.options import (
     device_option,
+    extra_for,
     false_alarm_rate_option,
     unsure_rate_option,
     weights_option,
 )
-from adtr.errors import AdtrError, ConfigError
+from adtr.errors import ConfigError
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 _LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -104,12 +105,10 @@ def command(
     from adtr.serve.models import Models, name_models
 
     paths = name_models(models)
-    try:
+    with extra_for("the server", "serve"):
         from adtr.serve.app import create_app
         from adtr.serve.server import listen, run
         from adtr.serve.service import Settings
-    except ImportError as error:
-        raise AdtrError(f"the server needs {error.name}: pip install 'adtr[serve]'") from error
     from adtr.serve.log import log_to_stderr
 
     socket = listen(host, port)

@@ -33,14 +33,12 @@ class ParquetImages(Sequence[bytes]):
         except (ArrowException, OSError) as error:
             raise DataError(f"cannot read {path}: {' '.join(str(error).split())}") from error
         self.path = path
-        self._column = next(filter(None, (_image_column(table[name]) for name in table.column_names)), None)
-        if self._column is None or not len(self._column):
-            raise DataError(
-                f"{path} holds no images: expected a column of encoded images (bytes, or a struct with bytes)"
-            )
+        self._column = encoded_images(table[image_column(table.schema, path)])
+        if not len(self._column):
+            raise DataError(f"{path} holds no images")
 
     def __len__(self) -> int:
-        return len(self._column or ())
+        return len(self._column)
 
     @overload
     def __getitem__(self, index: int) -> bytes: ...
@@ -50,7 +48,6 @@ class ParquetImages(Sequence[bytes]):
         """One image, or several; a missing one is empty."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        assert self._column is not None
         return self._column[int(index)].as_py() or b""
 
 
@@ -71,11 +68,23 @@ def parquet_column(path: Path, name: str) -> NDArray[Any]:
     return values
 
 
-def _image_column(column: Any) -> Any:  # noqa: ANN401 - pyarrow has no types
+def image_column(schema: Any, path: object) -> str:  # noqa: ANN401 - pyarrow has no types
+    """The name of the first column of encoded images in an Arrow schema.
+
+    Raises:
+        DataError: there is none; `path` is said.
+    """
+    from pyarrow import types
+
+    for field in schema:
+        is_struct = types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
+        if is_struct or types.is_binary(field.type) or types.is_large_binary(field.type):
+            return str(field.name)
+    raise DataError(f"{path} holds no images: expected a column of encoded images (bytes, or a struct with bytes)")
+
+
+def encoded_images(column: Any) -> Any:  # noqa: ANN401
+    """The bytes of an Arrow column of images."""
     from pyarrow import compute, types
 
-    if types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
-        return compute.struct_field(column, "bytes")
-    if types.is_binary(column.type) or types.is_large_binary(column.type):
-        return column
-    return None
+    return compute.struct_field(column, "bytes") if types.is_struct(column.type) else column

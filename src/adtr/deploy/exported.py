@@ -97,6 +97,7 @@ def onnx_runtime(model: bytes) -> Runtime:
     onnxruntime.disable_telemetry_events()  # of the builds for Windows
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
+    options.intra_op_num_threads = _threads()
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
     def run(images: NDArray[np.uint8], names: Sequence[str]) -> list[NDArray[Any]]:
@@ -132,10 +133,17 @@ def openvino_runtime(xml: bytes, weights: bytes, size: tuple[int, int] | None = 
     if size is not None:
         model.reshape({INPUT: [-1, *size, 3]})
     # On some processors OpenVINO would else compute in bfloat16.
-    compiled = core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"})
+    how = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": _threads()}
+    compiled = core.compile_model(model, "CPU", how)
 
     def run(images: NDArray[np.uint8], names: Sequence[str]) -> list[NDArray[Any]]:
         outputs = compiled({INPUT: images})
         return [outputs[name].copy() for name in names]
 
     return run
+
+
+def _threads() -> int:
+    """As torch counts them: OMP_NUM_THREADS, which also tells a worker its share of the cores; 0: all cores."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdecimal() else 0

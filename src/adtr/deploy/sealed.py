@@ -22,7 +22,7 @@ from adtr.errors import ModelError
 from adtr.files import parse_json, read_bounded
 from adtr.store import check_record
 
-FORMAT = 1
+FORMAT = 2
 MAX_BYTES = 1 << 30
 KEY, DIGEST_KEY = "adtr", "adtr_sha256"
 
@@ -96,6 +96,8 @@ def read_sealed(path: Path) -> SealedModel:
             raise TypeError("its format is no whole number")
         if metadata["format"] > FORMAT:
             raise ModelError(f"{path} was written by a newer adtr (format {metadata['format']}); update adtr")
+        if metadata["format"] < FORMAT:
+            raise ModelError(f"{path} was written by an older adtr (format {metadata['format']}); export it anew")
         config = Config.from_dict(metadata["config"])
         calibration = check_record(metadata)
     except ModelError:

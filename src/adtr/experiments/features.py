@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from adtr.config import EmbeddingConfig
 from adtr.experiments.subjects import Subject
 from adtr.learning.learned import Reader
 from adtr.metrics import Metrics, MetricsAccumulator
@@ -22,25 +24,37 @@ EXTERNAL = "external images"
 
 @dataclass(frozen=True, kw_only=True)
 class SharedReader(Reader):
-    """Remembers the features of the good and the test images, until it is told to forget."""
+    """Remembers the features of the good and the test images, until it is told to forget.
 
-    remembered: dict[object, EmbeddedImages] = field(default_factory=dict)
+    A source that is no path is known by its identity: whoever lets go of such images has the reader forget them.
+    """
+
+    remembered: dict[tuple[Any, ...], EmbeddedImages] = field(default_factory=dict)
 
     def embed(self, network: ADTR, sources: Sequence[object], stage: str = "features") -> EmbeddedImages:
         """The features at hand, or those of a pass of the backbone."""
         if stage == EXTERNAL:
             return super().embed(network, sources, stage)
-        images = tuple(source if isinstance(source, Path) else id(source) for source in sources)
-        key = (network.config.embedding, network.config.training.precision, network.embedding.sha256, images)
+        key = (network.config.embedding, network.config.training.precision, network.embedding.sha256, _names(sources))
         if key not in self.remembered:
             self.remembered[key] = super().embed(network, sources, stage)
         return self.remembered[key]
 
+    def keep(self, embedding: EmbeddingConfig, *sources: Sequence[object]) -> None:
+        """Forget all but what some images look like to one embedding."""
+        kept = {_names(images) for images in sources}
+        for key in [key for key in self.remembered if key[0] != embedding or key[-1] not in kept]:
+            self.remembered.pop(key).cache.close()
+
     def forget(self) -> None:
-        """Let the memory go."""
+        """Let all the memory go."""
         for embedded in self.remembered.values():
             embedded.cache.close()
         self.remembered.clear()
+
+
+def _names(sources: Sequence[object]) -> tuple[object, ...]:
+    return tuple(source if isinstance(source, Path) else id(source) for source in sources)
 
 
 def evaluate(network: ADTR, subject: Subject, reader: Reader, chosen: Sequence[int] | None = None) -> Metrics:

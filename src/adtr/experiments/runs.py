@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from adtr.config import Config
 from adtr.errors import AdtrError, ConfigError
 from adtr.experiments.plans import Plan, Row
-from adtr.experiments.records import FILE, Record, Records, append_line, machine, peak_memory, plain_config
+from adtr.experiments.records import FILE, Record, Records, append_record, machine, peak_memory, plain_config
 from adtr.experiments.subjects import Subject, Subjects
-from adtr.progress import Progress, Silent
+from adtr.jobs import affordable_jobs, in_processes
+from adtr.progress import Progress
 
 if TYPE_CHECKING:
     from adtr.detector import AnomalyDetector
@@ -124,7 +122,7 @@ def run(
         for name in subjects.names
     }  # fmt: skip
     missing = {name: runs for name, runs in missing.items() if runs}
-    jobs = min(jobs or affordable_jobs(request, subjects), max(1, len(missing)))
+    jobs = min(jobs or _affordable_jobs(request, subjects), max(1, len(missing)))
     left, started, done = sum(map(len, missing.values())), time.perf_counter(), 0
 
     def ended(record: Record) -> None:
@@ -134,48 +132,34 @@ def run(
         told(record, left, (time.perf_counter() - started) / done * left)
 
     if jobs == 1:
+        from adtr.experiments.features import SharedReader
+
+        reader = SharedReader(progress=progress)
         for name, runs in missing.items():
-            run_category(request, subjects.open(name), runs, progress=progress, ended=ended)
+            run_category(request, subjects.open(name), runs, reader=reader, ended=ended)
+        reader.forget()
         return reasons
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        work = [pool.submit(_in_process, request, name, runs, threads) for name, runs in missing.items()]
-        try:
-            for future in as_completed(work):
-                for record in future.result():
-                    ended(record)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    for _, future in in_processes(_in_process, [(request, *item) for item in missing.items()], jobs):
+        for record in future.result():
+            ended(record)
     return reasons
 
 
-def _in_process(request: Request, name: str, runs: list[tuple[int, Row]], threads: int) -> list[Record]:
-    import torch
+def _in_process(request: Request, name: str, runs: list[tuple[int, Row]]) -> list[Record]:
+    from adtr.experiments.features import SharedReader
 
-    torch.set_num_threads(threads)
     subject = Subjects(request.plan.data, request.data, [name]).open(name)
     records: list[Record] = []
-    run_category(request, subject, runs, progress=Silent(), ended=records.append)
+    reader = SharedReader()
+    run_category(request, subject, runs, reader=reader, ended=records.append)
+    reader.forget()
     return records
 
 
-def affordable_jobs(request: Request, subjects: Subjects) -> int:
-    """How many categories the machine has room for at a time: one on an accelerator; by cores and memory on a CPU."""
-    from adtr.device import choose_device
-    from adtr.training.feature_cache import MEMORY_SHARE, machine_memory
-
-    if choose_device(request.device).type != "cpu":
-        return 1
-    largest = 0
-    for name in subjects.names:
-        subject = subjects.open(name)
-        largest = max(largest, len(subject.train) + len(subject.test))
-    embedding = request.config(request.plan.rows[0], 0).embedding
-    channels, bytes_each = 1000, 4  # more than any of the usual backbones has
-    one = (2 << 30) + largest * embedding.grid_size[0] * embedding.grid_size[1] * channels * bytes_each
-    by_memory = int(MEMORY_SHARE * machine_memory() / one)
-    return max(1, min((os.cpu_count() or 1) // 4, by_memory, len(subjects.names)))
+def _affordable_jobs(request: Request, subjects: Subjects) -> int:
+    opened = [subjects.open(name) for name in subjects.names]
+    largest = max(len(subject.train) + len(subject.test) for subject in opened)
+    return affordable_jobs(request.config(request.plan.rows[0], 0).embedding, largest, request.device)
 
 
 def run_category(
@@ -183,21 +167,19 @@ def run_category(
     subject: Subject,
     runs: Sequence[tuple[int, Row]],
     *,
-    progress: Progress,
+    reader: SharedReader,
     ended: Callable[[Record], None],
 ) -> None:
-    """The missing runs of a category; those with one embedding share its features. Each is kept as soon as it ends."""
-    from adtr.experiments.features import SharedReader
+    """The missing runs of a category; those with one embedding share its features. Each is kept as soon as it ends.
 
-    reader = SharedReader(progress=progress)
+    Test images that the category before had too, as the classes of CIFAR-10 do, are not embedded again.
+    """
     folder = request.output / UNFINISHED / subject.name
     for seed, row in sorted(runs, key=lambda run: str(request.config(run[1], 0).embedding)):
-        if not any(key for key in reader.remembered if key[0] == request.config(row, seed).embedding):  # type: ignore[index]
-            reader.forget()
+        reader.keep(request.config(row, seed).embedding, subject.train, subject.test)
         record = _run(request, subject, seed, row, reader, folder)
-        append_line(request.output / FILE, record)
+        append_record(request.output / FILE, record)
         ended(record)
-    reader.forget()
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -206,7 +188,7 @@ def _run(request: Request, subject: Subject, seed: int, row: Row, reader: Shared
     from adtr.experiments.peers import run_peer
 
     config = request.config(row, seed)
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     extra: Record = {}
     if row.peer:
         metrics = run_peer(row.peer, subject, config, request.weights_of(config))
@@ -226,6 +208,7 @@ def _run(request: Request, subject: Subject, seed: int, row: Row, reader: Shared
         "train": len(subject.train),
         "test": len(subject.test),
         "seconds": time.perf_counter() - started,
+        "processor_seconds": time.process_time() - used,
         "peak_memory_mib": peak_memory(),
         **machine(),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -18,6 +18,7 @@ from adtr.training.batches import GoodImages
 from adtr.training.feature_cache import FeatureCache
 from adtr.training.features import score_cached
 from adtr.training.loop import TrainingRecord, train
+from adtr.training.remembering import remember
 
 
 def train_on_good(
@@ -32,7 +33,7 @@ def train_on_good(
     progress: Progress | None = None,
     after_step: Callable[[int], None] | None = None,
 ) -> TrainingRecord:
-    """Standardise the features where the configuration says so, and train the reconstruction (Section 3.2).
+    """Standardise the features where the configuration says so, train the reconstruction (Section 3.2), and remember.
 
     Args:
         network: is trained in place.
@@ -53,7 +54,7 @@ def train_on_good(
         mean, std = cache.statistics(index)
         network.feature_mean.copy_(mean)
         network.feature_std.copy_(std)
-    return train(
+    record = train(
         network,
         GoodImages(network, cache, index),
         config,
@@ -64,6 +65,8 @@ def train_on_good(
         progress=progress,
         after_step=after_step,
     )
+    remember(network, cache, index, config.seed)
+    return record
 
 
 def cross_fit(

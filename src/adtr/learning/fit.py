@@ -23,6 +23,7 @@ from adtr.device import choose_device, choose_precision
 from adtr.learning.cross_fitting import cross_fit, train_on_good
 from adtr.learning.learned import Learned, Reader
 from adtr.model.network import ADTR
+from adtr.training.feature_cache import FeatureCache
 from adtr.training.features import score_cached
 
 Observer = Callable[[ADTR, int], None]
@@ -67,10 +68,54 @@ def fit(
     chosen = choose_device(device)
     torch.manual_seed(seed)
     network = ADTR(config, backbone_weights).place(chosen, choose_precision(config.training.precision, chosen))
-
     embedded = reader.embed(network, sources)
-    cache, hashes = embedded.cache, embedded.hashes
-    training, held_out = split_holdout(len(cache), config.calibration, seed)
+    return learn(
+        network,
+        embedded.cache,
+        embedded.hashes,
+        root,
+        reader=reader,
+        keep_features=keep_features,
+        work_folder=work_folder,
+        resume=resume,
+        observer=observer,
+        started=started,
+    )
+
+
+def learn(
+    network: ADTR,
+    cache: FeatureCache,
+    hashes: list[str],
+    root: Path | None,
+    *,
+    reader: Reader,
+    keep_features: bool,
+    work_folder: Path | None,
+    resume: bool,
+    observer: Observer | None = None,
+    started: float,
+) -> Learned:
+    """The part of `fit` after the images became features.
+
+    Args:
+        network: untrained; is trained in place.
+        cache: features of the good images; is closed unless they are kept.
+        hashes: of the images' contents, in the same order.
+        root: see `fit`.
+        reader: read the images.
+        keep_features: see `fit`.
+        work_folder: see `fit`.
+        resume: see `fit`.
+        observer: see `fit`.
+        started: when the work began, by `time.perf_counter`.
+
+    Raises:
+        DataError: too few images.
+        ModelError: the checkpoint belongs to another run.
+    """
+    config, chosen = network.config, network.feature_mean.device
+    training, held_out = split_holdout(len(cache), config.calibration, config.training.seed)
     embedding_seconds = time.perf_counter() - started
     data_fingerprint = hashlib.sha256("".join(hashes).encode()).hexdigest()
     how: dict[str, Any] = {

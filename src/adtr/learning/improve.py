@@ -36,6 +36,7 @@ from adtr.training.batches import GoodImages
 from adtr.training.feature_cache import FeatureCache
 from adtr.training.features import score_cached
 from adtr.training.loop import train
+from adtr.training.remembering import remember
 
 if TYPE_CHECKING:
     from adtr.detector import AnomalyDetector
@@ -142,6 +143,7 @@ def improve(
         resume=resume,
         progress=reader.progress,
     )
+    remember(network, good.cache, good.training, seed)  # some may be labelled as anomalies now, others new
     after, calibration = judgement()
     improvement = Improvement(
         sources=[source.name for source in sources],
@@ -160,7 +162,7 @@ def improve(
         "data": {**detector.metadata_["data"], **good.record()},
         "improvements": [*detector.metadata_.get("improvements", []), improvement.to_dict()],
     }
-    features = None if detector.features_ is None else good.cache.features[: len(good.cache)]  # kept as before
+    features = good.cache.features[: len(good.cache)] if detector.keeps_features else None
     return Learned(network=network, calibration=calibration, metadata=metadata, features=features), improvement
 
 

@@ -76,6 +76,8 @@ class Backbone:
     network: nn.Module
     """(B, 3, h, w) normalised images to a list of level features (B, C_l, h_l, w_l)."""
     channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    """Of each level, pixels of the image for one position."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     source: str
@@ -149,6 +151,7 @@ def create_backbone(name: str, weights: str | os.PathLike[str] | None = None, *,
     return Backbone(
         network=network,
         channels=tuple(network.feature_info.channels()),
+        strides=tuple(network.feature_info.reduction()),
         mean=tuple(config.mean) if architecture not in PACKAGED else (0.5, 0.5, 0.5),
         std=tuple(config.std) if architecture not in PACKAGED else (0.5, 0.5, 0.5),
         source=source,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -48,6 +49,7 @@ def save_checkpoint(
                     plain[where] = value
     header = {"fingerprint": fingerprint, "state": json.dumps(asdict(state)), "plain": json.dumps(plain)}
     tensors = {name: value.contiguous() for name, value in tensors.items()}
+    header["sha256"] = _digest(header, tensors)
     replace_file(folder / FILE, save(tensors, metadata=header))
 
 
@@ -70,6 +72,8 @@ def load_checkpoint(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         state = Checkpoint(**parse_json(header["state"]))
         plain = dict(parse_json(header["plain"]))
+        if header["sha256"] != _digest(header, tensors):
+            raise ValueError("its SHA-256 differs")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"the checkpoint {path} is damaged; delete it, or fit without --resume") from error
     if header.get("fingerprint") != fingerprint:
@@ -86,3 +90,12 @@ def load_checkpoint(
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"the checkpoint {path} is damaged; delete it, or fit without --resume") from error
     return state
+
+
+def _digest(header: dict[str, str], tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of all that a checkpoint holds."""
+    digest = hashlib.sha256(json.dumps([header["fingerprint"], header["state"], header["plain"]]).encode())
+    for name in sorted(tensors):
+        digest.update(f"{name}{tensors[name].dtype}{list(tensors[name].shape)}".encode())
+        digest.update(tensors[name].flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adtr.data.loading import LoadedImage, SkippedImage, load_images
 from adtr.data.sources import in_batches, loaded_hash
-from adtr.errors import DataError
+from adtr.errors import DataError, memory_for
 from adtr.model.network import ADTR
 from adtr.progress import Progress, Silent
 from adtr.training.feature_cache import FeatureCache
@@ -32,6 +32,7 @@ class EmbeddedImages:
     """Height and width of each upright original."""
 
 
+@memory_for("the features", lower="take a smaller --grid-size, --image-size or --backbone, or fewer images")
 def embed_images(
     network: ADTR,
     sources: Sequence[object],
@@ -54,6 +55,7 @@ def embed_images(
     Raises:
         DataError: none of the images could be read.
         ImageError: one cannot be read and `on_error` is "raise".
+        AdtrError: memory does not suffice.
     """
     progress = progress or Silent()
     config = network.config

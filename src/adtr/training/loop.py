@@ -14,6 +14,7 @@ from torch import Tensor
 
 from adtr.config import TrainingConfig
 from adtr.device import choose_precision
+from adtr.errors import memory_for
 from adtr.model.network import ADTR
 from adtr.progress import Progress, Silent
 from adtr.training.batches import TrainingData
@@ -63,6 +64,7 @@ def create_fabric(device: torch.device, precision: str) -> tuple[Fabric, str]:
     return fabric, precision
 
 
+@memory_for("training", lower="take a smaller --batch-size, --grid-size or --width")
 def train(
     network: ADTR,
     data: TrainingData,
@@ -93,6 +95,7 @@ def train(
 
     Raises:
         ModelError: the checkpoint is of other data or another configuration.
+        AdtrError: a checkpoint cannot be written, or memory does not suffice.
     """
     progress = progress or Silent()
     start = time.perf_counter()

@@ -1,0 +1,1 @@
+"""Beyond one machine: millions of images, and hundreds of products, with Ray or with processes."""
