@@ -68,6 +68,8 @@ class Models(Target):
         whole: dict[str, bytes] = {path.name: path.read_bytes() for path in (folder / "model").iterdir()}
         files: Files = dict(whole)
         metadata, kind = json.loads(whole["metadata.json"]), rng.randrange(8)
+        if rng.random() < 0.95:
+            del metadata["sha256"]  # as of older models: else every change would be found by it
         if kind <= 1:
             files["metadata.json"] = damaged_json(rng, metadata) if kind else sealed(damage_tree(rng, metadata))
             return files
@@ -197,13 +199,32 @@ class Checkpoints(Target):
         if rng.random() < 0.5:
             record = header["__metadata__"]
             key = rng.choice(list(record))
-            record[key] = damaged_json(rng, json.loads(record[key]) if key != "fingerprint" else 1).decode("latin-1")
+            record[key] = damaged_json(rng, json.loads(record[key]) if key in ("state", "plain") else 1).decode("latin-1")
             text = json.dumps(header).encode()
-            return {"checkpoint.safetensors": struct.pack("<Q", len(text)) + text + numbers}
-        return {"checkpoint.safetensors": damaged_tensors(rng, self._seed)}
+            data = struct.pack("<Q", len(text)) + text + numbers
+        else:
+            data = damaged_tensors(rng, self._seed)
+        return {"checkpoint.safetensors": _signed(data) if rng.random() < 0.9 else data}
 
     def run(self, case: Path, out: Path) -> None:  # noqa: ARG002
         """Go on from it."""
         from adtr.training.checkpoint import load_checkpoint
 
         load_checkpoint(case, *self._training(), "abc")
+
+
+def _signed(data: bytes) -> bytes:
+    """A checkpoint with the right hash, where it can be read so far."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    from adtr.training.checkpoint import _digest
+
+    try:
+        header, numbers = parts(data)
+        header["__metadata__"]["sha256"] = _digest(header["__metadata__"], load(data))
+        text = json.dumps(header).encode()
+        load(struct.pack("<Q", len(text)) + text + numbers)
+    except (SafetensorError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, struct.error):
+        return data
+    return struct.pack("<Q", len(text)) + text + numbers

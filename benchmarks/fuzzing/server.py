@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -147,7 +148,11 @@ class Server(Target):
 
         class Problems(logging.Handler):
             def emit(self, record: logging.LogRecord) -> None:
-                problems.append(self.format(record))
+                text = self.format(record)
+                if record.name == "asyncio" and "send_400_response" in text:  # uvicorn's own, while it refuses
+                    print(text.splitlines()[0], file=sys.stderr)
+                else:
+                    problems.append(text)
 
         handler = Problems(logging.ERROR)
         logging.getLogger().addHandler(handler)

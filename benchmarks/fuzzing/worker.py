@@ -167,7 +167,7 @@ def attempt(
         outcome, detail = "crash", text[-2500:]
     if guard.seen:
         outcome, detail = "reached out", "; ".join(guard.seen)[:1000]
-    if outcome in ("taken", "refused") and text.strip() and target.name != "server":
+    if outcome in ("taken", "refused") and text.strip():
         return f"{outcome}, noisy", text[:300]
     return outcome, detail
 

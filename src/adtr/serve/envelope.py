@@ -73,7 +73,9 @@ class Envelope:
                 if message["type"] != "http.response.start":
                     raise
                 status = 0
-                told["error"] = "the request broke off HTTP"  # uvicorn has answered it with 400 already
+                told["error"] = "the request broke off HTTP"  # uvicorn has answered it with 400 and closes
+                while (await receive())["type"] != "http.disconnect":
+                    pass
                 raise ClientDisconnect from error
 
         try:

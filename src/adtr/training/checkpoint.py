@@ -78,14 +78,17 @@ def load_checkpoint(
         raise ModelError(f"the checkpoint {path} is damaged; delete it, or fit without --resume") from error
     if header.get("fingerprint") != fingerprint:
         raise ModelError(f"the checkpoint {path} is of other images or another configuration; fit without --resume")
-    network.load_state_dict({n.removeprefix("network."): t for n, t in tensors.items() if n.startswith("network.")})
-    for i, optimizer in enumerate(optimizers):
-        restored: dict[int, dict[str, Any]] = {}
-        for where, value in {**tensors, **plain}.items():
-            if where.startswith(f"optimizer.{i}."):
-                _, _, key, name = where.split(".", 3)
-                restored.setdefault(int(key), {})[name] = value
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": restored})
+    try:
+        network.load_state_dict({n.removeprefix("network."): t for n, t in tensors.items() if n.startswith("network.")})
+        for i, optimizer in enumerate(optimizers):
+            restored: dict[int, dict[str, Any]] = {}
+            for where, value in {**tensors, **plain}.items():
+                if where.startswith(f"optimizer.{i}."):
+                    _, _, key, name = where.split(".", 3)
+                    restored.setdefault(int(key), {})[name] = value
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": restored})
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"the checkpoint {path} is damaged; delete it, or fit without --resume") from error
     return state
 
 
