@@ -136,7 +136,9 @@ def driver(folder: Path, images: int = 50_000) -> list[dict[str, object]]:
 def main() -> None:
     made = parser(__doc__)
     made.add_argument("--dataset", default="transistor", help="its test images are the pictures")
-    made.add_argument("--counts", nargs=2, type=int, default=[100, 500], help="images of each command")
+    made.add_argument(
+        "--counts", nargs=2, type=int, default=[256, 1024], help="images of each command; several blocks for each"
+    )
     made.add_argument("--side", type=int, default=512, help="pixels of the images of each command")
     made.add_argument("--rounds", type=int, default=2)
     options = made.parse_args()
