@@ -57,7 +57,7 @@ class AnomalyDetector(Shareable, Estimator, Predictor):
     """
 
     network_: ADTR
-    keeps_features: bool = False
+    keeps_features_: bool = False
     """Whether `fit` was asked to keep the good images' features."""
     improvement_: Improvement | None = None
     _good: Sequence[object] | None = None
@@ -113,7 +113,7 @@ class AnomalyDetector(Shareable, Estimator, Predictor):
 
     @features_.setter
     def features_(self, features: Tensor | None) -> None:
-        self._features, self.keeps_features = features, features is not None
+        self._features, self.keeps_features_ = features, features is not None
 
     # Fitting.
 
@@ -365,7 +365,7 @@ class AnomalyDetector(Shareable, Estimator, Predictor):
         detector.network_ = network.place(chosen, choose_precision(network.config.training.precision, chosen))
         detector.fitted_config_, detector.calibration_ = network.config, calibration
         detector._features = partial(read_features, Path(folder), metadata)  # noqa: SLF001 - of this very class
-        detector.keeps_features = metadata.get("features") is not None
+        detector.keeps_features_ = metadata.get("features") is not None
         detector.metadata_ = {name: value for name, value in metadata.items() if name not in OWN_KEYS}
         detector.set_rates()
         return detector

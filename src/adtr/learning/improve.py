@@ -167,7 +167,7 @@ def improve(
         "data": {**detector.metadata_["data"], **good.record()},
         "improvements": [*detector.metadata_.get("improvements", []), improvement.to_dict()],
     }
-    features = good.cache.features[: len(good.cache)] if detector.keeps_features else None
+    features = good.cache.features[: len(good.cache)] if detector.keeps_features_ else None
     return Learned(network=network, calibration=calibration, metadata=metadata, features=features), improvement
 
 
