@@ -27,8 +27,8 @@ class Shareable:
     """
 
     @classmethod
-    def from_pretrained(
-        cls: type[AnomalyDetector],  # type: ignore[misc]  # a part of that class
+    def from_pretrained(  # type: ignore[misc]  # of the class that this is a part of
+        cls: type[AnomalyDetector],
         model: str | os.PathLike[str],
         *,
         revision: str | None = None,
@@ -72,8 +72,8 @@ class Shareable:
         detector: AnomalyDetector = cls.load(folder, device=device, backbone_weights=backbone_weights)
         return detector
 
-    def save_pretrained(
-        self: AnomalyDetector,  # type: ignore[misc]  # a part of that class
+    def save_pretrained(  # type: ignore[misc]
+        self: AnomalyDetector,
         folder: str | os.PathLike[str],
         *,
         name: str | None = None,
@@ -112,8 +112,8 @@ class Shareable:
             readme=card,
         )
 
-    def push_to_hub(
-        self: AnomalyDetector,  # type: ignore[misc]  # a part of that class
+    def push_to_hub(  # type: ignore[misc]
+        self: AnomalyDetector,
         repository: str,
         *,
         metrics: Metrics | None = None,
@@ -173,7 +173,7 @@ def _explained(what: str) -> Iterator[None]:
     """Turns what the hub and the network refuse into one line."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    transport = HfHubHTTPError.__bases__[0]  # of requests, httpx or httpx2, by the version
+    transport: type[Any] = HfHubHTTPError.__bases__[0]  # of requests, httpx or httpx2, by the version
     try:
         yield
     except (OSError, transport, HFValidationError) as error:  # the hub's own errors are OSErrors
