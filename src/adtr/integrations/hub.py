@@ -27,7 +27,7 @@ class Shareable:
     """
 
     @classmethod
-    def from_pretrained(  # type: ignore[misc]  # a part of that class
+    def from_pretrained(  # type: ignore[misc]  # of the class that this is a part of
         cls: type[AnomalyDetector],
         model: str | os.PathLike[str],
         *,
@@ -72,7 +72,7 @@ class Shareable:
         detector: AnomalyDetector = cls.load(folder, device=device, backbone_weights=backbone_weights)
         return detector
 
-    def save_pretrained(  # type: ignore[misc]  # a part of that class
+    def save_pretrained(  # type: ignore[misc]
         self: AnomalyDetector,
         folder: str | os.PathLike[str],
         *,
@@ -112,7 +112,7 @@ class Shareable:
             readme=card,
         )
 
-    def push_to_hub(  # type: ignore[misc]  # a part of that class
+    def push_to_hub(  # type: ignore[misc]
         self: AnomalyDetector,
         repository: str,
         *,
@@ -173,7 +173,7 @@ def _explained(what: str) -> Iterator[None]:
     """Turns what the hub and the network refuse into one line."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    transport: type[Exception] = HfHubHTTPError.__bases__[0]  # of requests, httpx or httpx2, by the version
+    transport: type[Any] = HfHubHTTPError.__bases__[0]  # of requests, httpx or httpx2, by the version
     try:
         yield
     except (OSError, transport, HFValidationError) as error:  # the hub's own errors are OSErrors
