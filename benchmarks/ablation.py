@@ -29,6 +29,10 @@ CHANGES: dict[str, dict[str, object]] = {
     "1,000 steps": {"max_steps": 1000},
     "8x8 tokens": {"grid_size": 8},
     "320 px, 20x20 tokens": {"image_size": 320, "grid_size": 20},
+    "no memory": {"memory_size": 0},
+    "memory of 1,000 patches": {"memory_size": 1000},
+    "memory of weight 1": {"memory_weight": 1},
+    "memory of weight 4": {"memory_weight": 4},
     "pooling window 1/8": {"pool_size": 0.125},
 }
 METRICS = ("image_auroc", "pixel_auroc", "aupro")

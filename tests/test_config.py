@@ -49,6 +49,7 @@ PAPER = {
     "alpha": 0.003,
     "top_k": 20,
     "anomaly_share": 0.5,
+    "memory_size": 0,
 }
 PRESETS = {
     "paper-mvtec": {**PAPER, "image_size": (256, 256), "grid_size": (16, 16), "batch_size": 16},
@@ -57,6 +58,7 @@ PRESETS = {
 }
 NOT_IN_THE_PAPER = {
     "pool_size",
+    "memory_weight",
     "seed",
     "holdout",
     "holdout_min",
@@ -352,3 +354,37 @@ def test_whoever_gives_epochs_of_the_improvement_means_epochs(quick: Config, nam
     assert quick.improvement.improve_max_steps == 200
     assert quick.override(**{name: 3}).improvement_training().max_steps == 0
     assert quick.override(**{name: 3}).training.max_steps == 500
+
+
+ALIASES = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefghi", "bcdefghij", strict=True)
+)
+MERGES = "a: &a {x: 1}\n" + "".join(
+    f"{name}: &{name} {{<<: [{','.join([f'*{before}'] * 9)}]}}\n"
+    for before, name in zip("abcdefghi", "bcdefghij", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("c.yaml", ALIASES + "epochs: *j\n", r"has an alias \(\*name\)"),
+        ("c.yaml", MERGES + "training: *j\n", r"has an alias \(\*name\)"),
+        ("c.yaml", "epochs: &a [*a]\n", r"has an alias \(\*name\)"),
+        ("c.yaml", "epochs: " + "[" * 10_000, "cannot parse"),
+        ("c.yaml", "epochs: 0x" + "f" * 20_000, "epochs takes a whole number, not a number of thousands of digits"),
+        ("c.toml", "epochs = 0x" + "f" * 20_000, "epochs takes a whole number, not a number of thousands of digits"),
+        ("c.yaml", "? 0x" + "f" * 20_000 + "\n: 1", "unknown configuration field 'a number of thousands of digits'"),
+        ("c.yaml", "preset: [1, 2]", "unknown preset"),
+        ("c.yaml", "? " + "x" * 50_000 + "\n: 1", "unknown configuration field 'x{100}'"),
+        ("c.toml", "epochs = '" + "x" * 50_000 + "'", r"not 'x{99}\.\.\.$"),
+        ("c.toml", "#" * 70_000, "it has more than 65536 bytes"),
+        ("c.toml", "epochs = " + "[" * 20_000, "cannot parse"),
+    ],
+)
+def test_hostile_configuration_files_are_one_line(name: str, text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=words) as caught:
+        load_preset(read_config_file(tmp_path / name)[0] or "quick").override(**read_config_file(tmp_path / name)[1])
+    assert len(str(caught.value)) < 2000
+    assert "\n" not in str(caught.value)

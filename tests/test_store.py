@@ -1,5 +1,7 @@
+import contextlib
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,15 +10,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from adtr import store
 from adtr.calibration import Calibration
 from adtr.detector import AnomalyDetector
 from adtr.errors import AdtrError, ConfigError, ModelError
 from adtr.files import file_sha256
 from adtr.model import backbones
 from adtr.model.network import ADTR
-from adtr.store import BACKBONE, CONFIG, METADATA, WEIGHTS, check_replaceable, load_model, read_metadata, save_model
+from adtr.store import (
+    BACKBONE,
+    CONFIG,
+    METADATA,
+    SEAL,
+    WEIGHTS,
+    check_replaceable,
+    load_model,
+    read_metadata,
+    save_model,
+    seal,
+)
 from conftest import SMALL
 
 
@@ -36,7 +52,7 @@ def copy(model: Path, tmp_path: Path) -> Path:
 def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     metadata = json.loads((folder / METADATA).read_text())
     change(metadata)
-    (folder / METADATA).write_text(json.dumps(metadata))
+    (folder / METADATA).write_text(json.dumps({**metadata, SEAL: seal(metadata)}))
 
 
 def sign(folder: Path, name: str) -> None:
@@ -74,7 +90,7 @@ def test_the_folder_holds_no_pickle_and_no_backbone(model: Path) -> None:
     assert sorted(path.name for path in model.iterdir()) == sorted([WEIGHTS, CONFIG, METADATA])
     assert all(not name.startswith("embedding") for name in load_file(model / WEIGHTS))
     metadata = json.loads((model / METADATA).read_text())
-    assert metadata["format"] == 2
+    assert metadata["format"] == 3
     assert metadata["files"] == {
         name: hashlib.sha256((model / name).read_bytes()).hexdigest() for name in (WEIGHTS, CONFIG)
     }
@@ -103,6 +119,43 @@ def test_an_altered_file_is_named(copy: Path, name: str) -> None:
     assert "SHA-256 differs" in error_of(copy, read_metadata)
 
 
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_flipped_bit_of_the_metadata_goes_unseen(model: Path, copy: Path, place: float, bit: int) -> None:
+    data = bytearray((model / METADATA).read_bytes())
+    data[int(place * len(data))] ^= 1 << bit
+    (copy / METADATA).write_bytes(data)
+    with contextlib.suppress(ModelError):
+        config, calibration, metadata = read_metadata(copy)  # a bit of white space, or of the seal's name
+        expected = read_metadata(model)
+        assert (config, calibration) == expected[:2]
+        del expected[2][SEAL]
+        assert {name: metadata[name] for name in expected[2]} == expected[2]
+
+
+def test_a_model_that_is_replaced_while_it_is_read_is_read_anew(
+    model: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = AnomalyDetector.load(model)
+    other.metadata_["created"] = "later"
+    other.set_rates(0.5)
+    reads = []
+    read = store._read
+
+    def read_and_replace(path: Path, *limit: int) -> bytes:
+        data = read(path, *limit)
+        reads.append(path.name)
+        if len(reads) == 2:  # metadata and weights are those of the old model, the configuration would be the new one's
+            other.save(copy)
+        return data
+
+    monkeypatch.setattr(store, "_read", read_and_replace)
+    config, _, metadata = read_metadata(copy)
+    assert metadata["created"] == "later"
+    assert config.calibration.false_alarm_rate == 0.5
+    assert reads == [METADATA, WEIGHTS, CONFIG] * 2
+
+
 @pytest.mark.parametrize("name", [WEIGHTS, CONFIG, METADATA])
 def test_a_missing_file_is_named(copy: Path, name: str) -> None:
     (copy / name).unlink()
@@ -118,8 +171,8 @@ def test_what_is_no_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_a_newer_format_asks_for_a_newer_adtr(copy: Path) -> None:
-    edit(copy, lambda metadata: metadata.update(format=3, files="in another way"))
-    assert "was written by a newer adtr (format 3); update adtr" in error_of(copy)
+    edit(copy, lambda metadata: metadata.update(format=4, files="in another way"))
+    assert "was written by a newer adtr (format 4); update adtr" in error_of(copy)
 
 
 @pytest.mark.parametrize("name", ["../evil", "/etc/passwd", "evil.py", "sub/model.safetensors", ""])
@@ -326,3 +379,69 @@ def test_load_model_gives_network_calibration_and_metadata(model: Path) -> None:
     assert isinstance(network, ADTR)
     assert isinstance(calibration, Calibration)
     assert metadata["adtr"]
+
+
+# Hostile folders.
+
+
+def edit_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    config = json.loads((folder / CONFIG).read_text())
+    change(config)
+    (folder / CONFIG).write_text(json.dumps(config))
+    sign(folder, CONFIG)
+
+
+def test_declared_sizes_take_no_memory(copy: Path) -> None:
+    """Half a terabyte of weights, of which the file holds none."""
+    edit_config(copy, lambda c: c["reconstruction"].update(width=8192, feedforward=65536, encoder_layers=64))
+    assert "does not fit config.json" in error_of(copy)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(copy: Path, value: float) -> None:
+    """Every score would be no number, and no threshold is below that: all images would be good."""
+    state = load_file(copy / WEIGHTS)
+    state["reconstruction.project_out.bias"][3] = value
+    save_file(state, copy / WEIGHTS)
+    sign(copy, WEIGHTS)
+    assert "weights that are no finite numbers (reconstruction.project_out.bias)" in error_of(copy)
+
+
+def test_scores_that_are_no_numbers_are_no_verdict(copy: Path, dataset: Path) -> None:
+    state = load_file(copy / WEIGHTS)
+    state["feature_std"][:] = 0
+    save_file(state, copy / WEIGHTS)
+    sign(copy, WEIGHTS)
+    with pytest.raises(ModelError, match="no finite numbers"):
+        AnomalyDetector.load(copy).predict(dataset / "test")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.update(format=float("nan")),
+        lambda m: m.update(format="2"),
+        lambda m: m["calibration"].update(folds=float("inf")),
+        lambda m: m["calibration"]["image_scores"].append(10**400),
+        lambda m: m["backbone"].update(sha256=7),
+        lambda m: m["data"]["image_hashes"].append([]),
+        lambda m: m.update(improvements=[{"hashes": [{}]}]),
+        lambda m: m.update(improvements=5),
+        lambda m: m.update(files=[["a"]]),
+    ],
+)
+def test_metadata_of_other_types_are_one_line(copy: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    edit(copy, change)
+    assert "lacks what a model needs" in error_of(copy, read_metadata)
+
+
+def test_metadata_that_never_end_are_not_read(copy: Path) -> None:
+    (copy / METADATA).write_text("[" * 100_000)
+    assert "nested too deeply" in error_of(copy, read_metadata)
+    for target in ("/dev/zero", "/dev/stdin"):
+        (copy / METADATA).unlink()
+        (copy / METADATA).symlink_to(target)
+        assert "cannot be read" in error_of(copy, read_metadata)
+    (copy / METADATA).unlink()
+    os.mkfifo(copy / METADATA)
+    assert "no regular file" in error_of(copy, read_metadata)

@@ -179,3 +179,22 @@ def test_mistakes_are_told(place: tuple[Path, Path]) -> None:
     (output / RESULTS).write_text('{"a": 1}\n')
     with pytest.raises(AdtrError, match="something else"):
         FolderWatch(folder, output)
+
+
+@pytest.mark.parametrize("size", ["Infinity", "1e999", '"x"', "[" * 100_000])
+def test_results_of_something_else_are_refused(place: tuple[Path, Path], size: str) -> None:
+    folder, output = place
+    output.mkdir()
+    (output / RESULTS).write_text(f'{{"path": "a.png", "size": {size}, "mtime_ns": 1}}\n')
+    with pytest.raises(AdtrError, match="holds something else"):
+        FolderWatch(folder, output)
+
+
+def test_a_file_larger_than_any_image_is_not_read(
+    place: tuple[Path, Path], detector: AnomalyDetector, monkeypatch: pytest.MonkeyPatch, good_png: bytes
+) -> None:
+    folder, output = place
+    monkeypatch.setattr("adtr.watching.MAX_BYTES", 1000)
+    (folder / "large.png").write_bytes(good_png)
+    assert looks(FolderWatch(folder, output), detector) == ["large.png"]
+    assert "more than 1000 bytes" in rows(output)[0]["error"]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from adtr.errors import ConfigError
+from adtr.files import read_bounded
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -23,6 +24,9 @@ else:
 
 Size = tuple[int, int]
 """Height and width."""
+
+MAX_BYTES = 1 << 16
+"""Of a configuration file."""
 
 
 def _setting(help_text: str, *, low: float | None = None, high: float | None = None) -> Any:  # noqa: ANN401
@@ -67,6 +71,12 @@ class ComparisonConfig:
     """Figure 2c: from feature differences to scores."""
 
     pool_size: float = _setting("side of the pooling window of the image score, as a share of the image", low=0, high=1)
+    memory_size: int = _setting(
+        "patches of good images to remember, whose distance joins the score map; 0: none, as in the paper",
+        low=0,
+        high=1_000_000,
+    )
+    memory_weight: float = _setting("weight of that distance beside the reconstruction's error", low=0, high=1000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,18 +238,18 @@ class Setting:
         if get_origin(self.type) is Literal:
             if value in get_args(self.type):
                 return value
-            raise ConfigError(unknown(self.name, str(value), get_args(self.type)))
+            raise ConfigError(unknown(self.name, _text(value), get_args(self.type)))
         try:
             parsed = self._convert(value)
         except (TypeError, ValueError, OverflowError) as error:
-            raise ConfigError(f"{self.name} takes {self._expected()}, not {value!r}") from error
+            raise ConfigError(f"{self.name} takes {self._expected()}, not {_shown(value)}") from error
         numbers = parsed if isinstance(parsed, tuple) else (parsed,)
         for number in numbers:
             if isinstance(number, str):
                 continue
             if (self.low is not None and number < self.low) or (self.high is not None and number > self.high):
                 bounds = f"at least {self.low}" if self.high is None else f"from {self.low} to {self.high}"
-                raise ConfigError(f"{self.name} must be {bounds}, not {' '.join(str(value).split())}")
+                raise ConfigError(f"{self.name} must be {bounds}, not {_text(value)[:100]}")
         return parsed
 
     def _convert(self, value: Any) -> Any:  # noqa: ANN401
@@ -265,6 +275,32 @@ class Setting:
         if self.type == Size:
             return "a number of pixels or tokens, or HEIGHTxWIDTH"
         return {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}[self.type]
+
+
+def _parse_yaml(text: str) -> Any:  # noqa: ANN401
+    """YAML without aliases: a few aliases of aliases mean billions of values, and settings need none."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+            if self.check_event(yaml.AliasEvent):
+                raise ValueError("it has an alias (*name); write the value itself")
+            return super().compose_node(parent, index)
+
+    return yaml.load(text, Loader)  # noqa: S506 - a safe loader
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else _shown(value)
+
+
+def _shown(value: object) -> str:
+    """A value for an error, shortened."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # Python does not write whole numbers of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _raise_type_error() -> str:
@@ -307,7 +343,7 @@ def find_setting(name: str) -> Setting:
 
 def unknown(kind: str, name: str, known: Any) -> str:  # noqa: ANN401
     """One line that names what is unknown, the nearest known name, and the others."""
-    names = sorted(str(k) for k in known)
+    names, name = sorted(str(k) for k in known), name[:100]
     nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"; did you mean {nearest[0]}?" if nearest else ""
     return f"unknown {kind} {name!r}{hint} (known: {', '.join(names)})"
@@ -321,15 +357,15 @@ def flatten(values: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
     """
     flat: dict[str, Any] = {}
     preset = None
-    for key, value in ((str(key), value) for key, value in values.items()):
+    for key, value in ((_text(key), value) for key, value in values.items()):
         if key == "preset":
-            preset = str(value)
+            preset = _text(value)
         elif key == "description":
             continue
         elif key in _SECTIONS:
             if not isinstance(value, dict | None):  # YAML reads a section whose lines are all commented out as None
-                raise ConfigError(f"[{key}] must hold names and values, not {value!r}")
-            for name, inner in ((str(name), inner) for name, inner in (value or {}).items()):
+                raise ConfigError(f"[{key}] must hold names and values, not {_shown(value)}")
+            for name, inner in ((_text(name), inner) for name, inner in (value or {}).items()):
                 if find_setting(name).section != key:
                     raise ConfigError(f"{name} belongs to [{find_setting(name).section}], not [{key}]")
                 flat[name.replace("-", "_")] = inner
@@ -370,7 +406,7 @@ def read_config_file(path: str | Path) -> tuple[str | None, dict[str, Any]]:
     """
     path = Path(path)
     try:
-        text = path.read_text("utf-8")
+        text = read_bounded(path, MAX_BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or "it is not UTF-8 text"
         raise ConfigError(f"cannot read the configuration file {path}: {reason}") from error
@@ -378,15 +414,13 @@ def read_config_file(path: str | Path) -> tuple[str | None, dict[str, Any]]:
         if path.suffix == ".toml":
             values = tomllib.loads(text)
         elif path.suffix in (".yaml", ".yml"):
-            import yaml
-
-            values = yaml.safe_load(text) or {}
+            values = _parse_yaml(text) or {}
         else:
             raise ConfigError(f"the configuration file {path} must end in .toml, .yaml or .yml")
     except ConfigError:
         raise
     except Exception as error:
-        raise ConfigError(f"cannot parse {path}: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"cannot parse {path}: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold names and values, not a {type(values).__name__}")
     return flatten(values)

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from adtr.calibration import Thresholds
 from adtr.config import Config, load_preset
 from adtr.data.loading import LoadedImage
-from adtr.data.sources import training_sources
-from adtr.errors import AdtrError, DataError
+from adtr.data.sources import labelled_good, training_sources
+from adtr.errors import DataError
+from adtr.estimator import Estimator
+from adtr.integrations.hub import Shareable
 from adtr.predictor import OnError, Predictor
 from adtr.progress import Progress, Silent
 from adtr.store import is_exported
 
 if TYPE_CHECKING:
+    from lightning_fabric import Fabric
     from torch import Tensor
 
     from adtr.data.anomalies import Anomalies
@@ -27,9 +32,10 @@ if TYPE_CHECKING:
     from adtr.learning.improve import Labels
     from adtr.learning.learned import Learned
     from adtr.model.network import ADTR
+    from adtr.tracking import Tracker
 
 
-class AnomalyDetector(Predictor):
+class AnomalyDetector(Shareable, Estimator, Predictor):
     """Learns what good looks like, and shows where an image departs from it.
 
     Scikit-learn's habits: parameters in the constructor, `fit` returns self, what was learned ends in `_`, and
@@ -44,7 +50,6 @@ class AnomalyDetector(Predictor):
 
     Attributes:
         network_: the trained network; the other attributes are those of `Predictor`.
-        features_: features of the good images, (n, N, C), where `fit` kept them; else None.
         improvement_: what the latest `improve` did; None for a detector that was only fitted.
 
     Raises:
@@ -52,10 +57,13 @@ class AnomalyDetector(Predictor):
     """
 
     network_: ADTR
-    features_: Tensor | None = None
+    keeps_features_: bool = False
+    """Whether `fit` was asked to keep the good images' features."""
     improvement_: Improvement | None = None
     _good: Sequence[object] | None = None
     """Good images that `fit` got from memory."""
+    _features: Tensor | Callable[[], Tensor | None] | None = None
+    """Or what reads them."""
 
     def __init__(
         self,
@@ -93,60 +101,51 @@ class AnomalyDetector(Predictor):
         detector._take(learned)  # noqa: SLF001 - of this very class
         return detector
 
-    # Parameters, the way scikit-learn asks for them.
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: ARG002 - scikit-learn's signature
-        """The constructor's arguments, every field of the configuration among them."""
-        own = {"preset": self.preset, "device": self.device, "backbone_weights": self.backbone_weights}
-        return {**own, **self.config.flat(), **self._overrides}
-
-    def set_params(self, **params: Any) -> AnomalyDetector:  # noqa: ANN401
-        """Change some of the constructor's arguments; a new preset keeps the fields that were given by name.
-
-        Raises:
-            ConfigError: unknown preset or field, or a value out of range.
-        """
-        preset = params.pop("preset", self.preset)
-        device = params.pop("device", self.device)
-        weights = params.pop("backbone_weights", self.backbone_weights)
-        overrides = {**self._overrides, **params}
-        self.config = load_preset(preset).override(**overrides)
-        self.preset, self.device, self.backbone_weights, self._overrides = preset, device, weights, overrides
-        return self
-
-    def __repr__(self) -> str:
-        state = "fitted" if self.is_fitted else "not fitted"
-        return f"AnomalyDetector(preset={self.preset!r}, backbone={self.config.embedding.backbone!r}, {state})"
-
     @property
-    def is_fitted(self) -> bool:
-        """Whether the detector has learned or loaded something."""
-        return hasattr(self, "network_")
+    def features_(self) -> Tensor | None:
+        """Features of the good images, (n, N, C), where `fit` kept them, else None; a model folder's are read just now.
+
+        Damaged ones are named in an `AdtrWarning`, and None: `improve` computes them again from the images.
+        """
+        if callable(self._features):
+            self._features = self._features()
+        return self._features
+
+    @features_.setter
+    def features_(self, features: Tensor | None) -> None:
+        self._features, self.keeps_features_ = features, features is not None
 
     # Fitting.
 
     def fit(
         self,
         images: object,
-        y: object = None,  # noqa: ARG002 - scikit-learn's signature
+        y: ArrayLike | None = None,
         *,
         on_error: OnError = "raise",
         keep_features: bool = False,
         work_folder: str | os.PathLike[str] | None = None,
         resume: bool = False,
         progress: Progress | None = None,
+        fabric: Fabric | None = None,
+        tracker: Tracker | None = None,
     ) -> AnomalyDetector:
         """Learn from good images; a part of them is held out to set the thresholds.
 
         Args:
             images: a data set's folder (its good training images are taken), or good images: paths, PIL images,
-                uint8 arrays (H, W, 3) or tensors, one or many.
-            y: ignored; scikit-learn's pipelines pass it.
+                uint8 arrays (H, W, 3) or tensors, one or many; or a table of `datasets` (see `adtr.data.datasets`).
+            y: 1 for each good image and -1 for each anomalous one, (n,), as scikit-learn marks outliers: only the good
+                ones are learned from. None: all are good.
             on_error: "raise" stops at an unreadable image; "skip" names it in `skipped_` and goes on.
             keep_features: keep the images' features in `features_` and in the saved model, for `improve`.
             work_folder: checkpoints are kept there, so that a run that was cut can be resumed.
             resume: go on from the work folder's checkpoint, if there is one.
             progress: is told of the stages.
+            fabric: launched, with the strategy "ddp": its processes, on one machine or several, share the work on its
+                devices and in its precision. Each makes the same call and ends with the same detector; only the first
+                writes into the work folder, and only one should `save`.
+            tracker: is told of configuration, losses and thresholds; see `adtr.tracking.tracked`.
 
         Returns:
             The detector itself.
@@ -160,8 +159,12 @@ class AnomalyDetector(Predictor):
         from adtr.learning.learned import Reader
 
         sources, root = training_sources(images)
-        reader = Reader(on_error=on_error, progress=progress or Silent())
+        if y is not None:
+            sources, root = labelled_good(sources, y), None
+        reader = Reader(on_error=on_error, progress=progress or Silent(), fabric=fabric)
         self.skipped_ = reader.skipped
+        if tracker is not None:
+            tracker.log_config({"preset": self.preset, **self.config.flat(), "data": str(root or "memory")})
         learned = fit(
             self.config,
             sources,
@@ -172,8 +175,11 @@ class AnomalyDetector(Predictor):
             keep_features=keep_features,
             work_folder=Path(work_folder) if work_folder is not None else None,
             resume=resume,
+            tracker=tracker,
         )
         self._take(learned)
+        if tracker is not None:
+            tracker.log_results({"training": learned.metadata["training"], "thresholds": asdict(self.thresholds_)})
         self.improvement_ = None
         self._good = None if root else sources
         return self
@@ -204,6 +210,8 @@ class AnomalyDetector(Predictor):
         work_folder: str | os.PathLike[str] | None = None,
         resume: bool = False,
         progress: Progress | None = None,
+        fabric: Fabric | None = None,
+        tracker: Tracker | None = None,
         **overrides: Any,  # noqa: ANN401 - checked by Config.override
     ) -> AnomalyDetector:
         """ADTR+ (Section 3.3): a new detector that went on to learn from anomalies; this one stays as it is.
@@ -222,6 +230,8 @@ class AnomalyDetector(Predictor):
             work_folder: checkpoints are kept there, so that a run that was cut can be resumed.
             resume: go on from the work folder's checkpoint, if there is one.
             progress: is told of the stages.
+            fabric: see `fit`; the detector must be on its device.
+            tracker: is told of configuration, losses and the guard's judgement.
             **overrides: fields of the training, improvement and calibration sections.
 
         Returns:
@@ -246,7 +256,9 @@ class AnomalyDetector(Predictor):
             good=good,
         )
         config = improved_config(self.config, overrides)
-        reader = Reader(on_error=on_error, progress=progress or Silent())
+        reader = Reader(on_error=on_error, progress=progress or Silent(), fabric=fabric)
+        if tracker is not None:
+            tracker.log_config({"preset": config.preset, **config.flat()})
         learned, improvement = improve(
             self,
             lesson,
@@ -254,7 +266,10 @@ class AnomalyDetector(Predictor):
             reader=reader,
             work_folder=Path(work_folder) if work_folder is not None else None,
             resume=resume,
+            tracker=tracker,
         )
+        if tracker is not None:
+            tracker.log_results(improvement.to_dict())
         better = self.from_learned(learned, device=self.device, backbone_weights=self.backbone_weights)
         better._good = self._good  # noqa: SLF001
         better.improvement_, better.skipped_ = improvement, reader.skipped
@@ -290,6 +305,11 @@ class AnomalyDetector(Predictor):
 
     # Keeping.
 
+    @property
+    def needs_backbone(self) -> bool:
+        """Whether the backbone's weights can be had nowhere but inside the model."""
+        return not self.network_.embedding.source.startswith(("package", "hub", "pixels"))
+
     def save(self, folder: str | os.PathLike[str], *, store_backbone: bool = False) -> None:
         """Write the model folder, whole or not at all; an older model there is replaced.
 
@@ -304,14 +324,12 @@ class AnomalyDetector(Predictor):
         from adtr.store import save_model
 
         self._require_fitted()
-        source = self.network_.embedding.source
-        stored = store_backbone or not source.startswith(("package", "hub", "pixels"))
         save_model(
             Path(folder),
             self.network_,
             self.calibration_,
             self.metadata_,
-            store_backbone=stored,
+            store_backbone=store_backbone or self.needs_backbone,
             features=self.features_,
         )
 
@@ -339,20 +357,15 @@ class AnomalyDetector(Predictor):
 
             return ExportedDetector.load(folder, device=device)
         from adtr.device import choose_device, choose_precision
-        from adtr.store import load_model, read_features
+        from adtr.store import OWN_KEYS, load_model, read_features
 
         chosen = choose_device(device)
         network, calibration, metadata = load_model(Path(folder), backbone_weights)
         detector = cls.from_config(network.config, device=device, backbone_weights=backbone_weights)
         detector.network_ = network.place(chosen, choose_precision(network.config.training.precision, chosen))
         detector.fitted_config_, detector.calibration_ = network.config, calibration
-        detector.features_ = read_features(Path(folder), metadata)
-        detector.metadata_ = {
-            k: v for k, v in metadata.items() if k not in ("format", "calibration", "backbone", "files", "features")
-        }
+        detector._features = partial(read_features, Path(folder), metadata)  # noqa: SLF001 - of this very class
+        detector.keeps_features_ = metadata.get("features") is not None
+        detector.metadata_ = {name: value for name, value in metadata.items() if name not in OWN_KEYS}
         detector.set_rates()
         return detector
-
-    def _require_fitted(self) -> None:
-        if not self.is_fitted:
-            raise AdtrError("this detector has learned nothing yet; call fit(), or AnomalyDetector.load(folder)")

@@ -35,6 +35,20 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
+def check_devices(name: str, devices: int) -> None:
+    """Fail before the work where a machine has not so many devices of a kind.
+
+    Raises:
+        ConfigError: it has not, or one of them is named.
+    """
+    chosen = choose_device(name)
+    if devices > 1 and chosen.index is not None:
+        raise ConfigError(f"--device {name} is one device; give --device {chosen.type} with --devices {devices}")
+    present = {"cuda": torch.cuda.device_count(), "mps": 1}.get(chosen.type, devices)  # a CPU is shared by any number
+    if devices > present:
+        raise ConfigError(f"--devices {devices}: this machine has {present} {chosen.type.upper()} device(s)")
+
+
 def choose_precision(name: str, device: torch.device) -> str:
     """`auto` becomes "bf16" where the device multiplies bfloat16 matrices in hardware, else "fp32"."""
     if name != "auto":

@@ -327,17 +327,36 @@ class DriftMonitor:
             if state["raised"] is not None:
                 image, start = map(int, state["raised"])
                 monitor._raised = (image, start)
+            monitor._check()
         except AdtrError:
             raise
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise AdtrError(f"this is not the state of a monitor ({error}); begin anew") from error
         return monitor
 
+    def _check(self) -> None:
+        """Whether numbers that were read belong together.
+
+        Raises:
+            ValueError: they do not.
+        """
+        image, start = self._raised or (self.images, 0)
+        kept = len(self._scores) - self._reference
+        if (
+            not 0 <= start <= image <= kept <= self.images
+            or (self._raised is None and kept < self.images)
+            or (self._raised is not None and start == kept)
+            or any(len(values) != len(BETS) for values in (self._evidence, self._gains, self._starts))
+            or not np.isfinite([*self._evidence, *self._gains]).all()
+        ):
+            raise ValueError("its numbers do not belong together")
+
 
 def _finite(score: float) -> float:
-    if not math.isfinite(score):
+    number = float(score)
+    if not math.isfinite(number):
         raise DataError(f"a score must be a finite number, not {score}")
-    return float(score)
+    return number
 
 
 def _log_mean_exp(values: NDArray[np.float64]) -> float:

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from adtr.calibration import Calibration, Thresholds
 from adtr.config import Config
-from adtr.data.folder import Dataset, Sample, content_hash, open_dataset
+from adtr.data.datasets import DatasetImages, is_dataset
+from adtr.data.folder import GOOD, Dataset, Sample, content_hash, open_dataset
 from adtr.data.loading import LoadedImage, SkippedImage, load_images
-from adtr.data.sources import as_sources, in_batches
-from adtr.errors import ConfigError, DataError
+from adtr.data.sources import as_sources, in_batches, loaded_hash
+from adtr.errors import ConfigError, DataError, ModelError, memory_for
 from adtr.evaluation import Evaluated, add_to_metrics
 from adtr.metrics import Metrics, MetricsAccumulator
 from adtr.prediction import Prediction
@@ -80,7 +81,8 @@ class Predictor(ABC):
         """The verdict on each image, in order.
 
         Args:
-            images: a folder (searched through), or paths, PIL images, uint8 arrays (H, W, 3) or tensors, one or many.
+            images: a folder (searched through), or paths, PIL images, uint8 arrays (H, W, 3) or tensors, one or many;
+                or a table of `datasets`.
             on_error: "raise" stops at an unreadable image; "skip" names it in `skipped_` and goes on.
             batch_size: images in a forward pass; the verdicts do not depend on it.
             progress: is told of every image.
@@ -118,9 +120,10 @@ class Predictor(ABC):
             keep_original=keep_images,
             prefetch=max(8, 2 * batch_size),
         )
-        for batch in in_batches(loaded, batch_size):
-            yield from zip(self._verdicts(batch), batch, strict=True)
-            progress.advance(len(batch))
+        with memory_for(f"{batch_size} images at a time", lower="take a smaller --batch-size, or smaller images"):
+            for batch in in_batches(loaded, batch_size):
+                yield from zip(self._verdicts(batch), batch, strict=True)
+                progress.advance(len(batch))
 
     def judge(self, batch: Sequence[LoadedImage]) -> list[Prediction]:
         """The verdicts on images that are loaded already, in one forward pass; may be called by several threads."""
@@ -129,6 +132,8 @@ class Predictor(ABC):
     def _verdicts(self, batch: Sequence[LoadedImage]) -> Iterator[Prediction]:
         """One by one, so that a large anomaly map that was looked at can be let go before the next."""
         scores, maps = self._compare(batch)
+        if not (np.isfinite(scores).all() and np.isfinite(maps).all()):  # no threshold is below what is no number
+            raise ModelError("the model's scores are no finite numbers: its weights are broken; fit it anew")
         for image, score, score_map in zip(batch, scores.tolist(), maps, strict=True):
             yield Prediction(
                 score=score,
@@ -142,7 +147,7 @@ class Predictor(ABC):
 
     def score_samples(self, images: object) -> NDArray[np.float64]:
         """The negated anomaly scores, (n,): the lower, the more anomalous (scikit-learn's convention)."""
-        return np.array([-prediction.score for prediction in self.predict(images)], np.float64)
+        return np.array([-prediction.score for prediction, _ in self.stream(as_sources(images))], np.float64)
 
     def decision_function(self, images: object) -> NDArray[np.float64]:
         """Threshold minus score, (n,): negative for anomalies (scikit-learn's convention)."""
@@ -152,19 +157,41 @@ class Predictor(ABC):
 
     def evaluate(
         self,
-        dataset: Dataset | str | os.PathLike[str],
+        dataset: Dataset | str | os.PathLike[str] | Any,  # noqa: ANN401 - a `datasets.Dataset` is not known here
         *,
         on_error: OnError = "raise",
         progress: Progress | None = None,
     ) -> Metrics:
         """Metrics on a data set's test images; images that the detector learned from are left out.
 
+        Args:
+            dataset: a folder, or a table of `datasets` with a column of labels (see `adtr.data.datasets`).
+            on_error: "raise" stops at an unreadable image; "skip" names it in `skipped_` and goes on.
+            progress: is told of every image.
+
         Raises:
             DataError: no test images, an unreadable image, or a mask of another size than its image.
         """
+        if is_dataset(dataset):
+            return self._evaluate_rows(DatasetImages(dataset, "test"), on_error=on_error, progress=progress)
         accumulator = MetricsAccumulator()
         for item in self.evaluate_each(dataset, on_error=on_error, progress=progress):
             add_to_metrics(accumulator, item)
+        return accumulator.compute()
+
+    def _evaluate_rows(self, images: DatasetImages, *, on_error: OnError, progress: Progress | None) -> Metrics:
+        types = images.types()
+        good, anomalous = self.learned_hashes()
+        accumulator, judged = MetricsAccumulator(), 0
+        for prediction, loaded in self.stream(images, on_error=on_error, progress=progress):
+            kind = types[loaded.index]
+            if kind is None or loaded_hash(loaded) in (good if kind == GOOD else anomalous):
+                continue
+            truth = None if kind == GOOD else images.truth(loaded.index, prediction.size)
+            accumulator.add(prediction.score, prediction.anomaly_map, truth, defect_type=kind)
+            judged += 1
+        if not judged:
+            raise DataError("no labelled test images in the data set (images that the model learned from do not count)")
         return accumulator.compute()
 
     def evaluate_each(
@@ -197,8 +224,7 @@ class Predictor(ABC):
         self._require_fitted()
         if not isinstance(dataset, Dataset):
             dataset = open_dataset(dataset, reserve=False)
-        good = set(self.metadata_["data"]["image_hashes"])
-        anomalous = {digest for past in self.metadata_.get("improvements", []) for digest in past["hashes"]}
+        good, anomalous = self.learned_hashes()
         samples = [
             sample
             for sample in dataset.test
@@ -212,3 +238,9 @@ class Predictor(ABC):
                 "(images that the model learned from do not count)"
             )
         return samples
+
+    def learned_hashes(self) -> tuple[set[str], set[str]]:
+        """Contents of the good images, and of the anomalous ones, that the detector learned from."""
+        self._require_fitted()
+        good = set(self.metadata_["data"]["image_hashes"])
+        return good, {digest for past in self.metadata_.get("improvements", []) for digest in past["hashes"]}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,11 +11,13 @@ from typing import Any, Literal
 from adtr.data.folder import list_images
 from adtr.data.loading import load_image
 from adtr.errors import AdtrError, ConfigError, ImageError
-from adtr.files import check_writable, replace_file
+from adtr.files import append_line, check_writable, explained, open_lines, parse_json, read_bounded, replace_file
 from adtr.prediction import Prediction
 from adtr.predictor import Predictor
 
 RESULTS = "results.jsonl"
+MAX_BYTES = 2 << 30
+"""Of an image's file."""
 VERDICTS = ("good", "unsure", "anomalous")
 Sort = Literal["copy", "link"]
 Stamp = tuple[int, int]
@@ -42,10 +43,7 @@ class FolderWatch:
     """
 
     def __init__(self, folder: Path, output: Path, *, sort: Sort | None = None) -> None:
-        list_images(folder)  # fails with the right message
-        inside, outside = folder.resolve(), output.resolve()
-        if inside.is_relative_to(outside) or outside.is_relative_to(inside):
-            raise ConfigError(f"{output} and {folder} lie inside each other; choose another output")
+        check_apart(folder, output)
         check_writable(output)
         self._folder, self._output, self._sort = folder, output, sort
         self._results = output / RESULTS
@@ -74,7 +72,7 @@ class FolderWatch:
             row = self._judge(detector, name, now[name])
             if row is None:
                 continue
-            self._append(row)
+            append_line(self._results, json.dumps(row, ensure_ascii=False))
             self._done[name] = now[name]
             yield row
 
@@ -96,7 +94,7 @@ class FolderWatch:
             "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
         try:
-            data = path.read_bytes()
+            data = read_bounded(path, MAX_BYTES)
         except OSError as error:
             if not path.exists():
                 return None
@@ -117,41 +115,40 @@ class FolderWatch:
         for verdict in VERDICTS:
             target = self._output / verdict / name
             if verdict != prediction.verdict:
-                target.unlink(missing_ok=True)  # of an earlier image of this name
+                with explained(target):
+                    target.unlink(missing_ok=True)  # of an earlier image of this name
             elif self._sort == "copy":
                 replace_file(target, data)
             else:
                 _link(target, (self._folder / name).absolute())
 
-    def _append(self, row: dict[str, Any]) -> None:
-        line = json.dumps(row, ensure_ascii=False) + "\n"
-        try:
-            with self._results.open("a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise AdtrError(f"cannot write {self._results}: {error.strerror}; make room") from error
+
+def check_apart(folder: Path, output: Path) -> None:
+    """Fail where a folder cannot be watched, or where what is written would be watched too.
+
+    Raises:
+        DataError: no such folder.
+        ConfigError: one of the two folders lies inside the other.
+    """
+    list_images(folder)  # fails with the right message
+    inside, outside = folder.resolve(), output.resolve()
+    if inside.is_relative_to(outside) or outside.is_relative_to(inside):
+        raise ConfigError(f"{output} and {folder} lie inside each other; choose another output")
 
 
 def _read_done(results: Path) -> dict[str, Stamp]:
-    """What was predicted before; a last line that was cut is taken off the file.
+    """What was predicted before.
 
     Raises:
-        AdtrError: another line is none of ours.
+        AdtrError: a line is none of ours.
     """
-    if not results.exists():
-        return {}
-    content = results.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
     try:
-        rows = [json.loads(line) for line in whole.splitlines()]
-        done = {row["path"]: (int(row["size"]), int(row["mtime_ns"])) for row in rows}
-    except (ValueError, KeyError, TypeError) as error:
+        rows = [parse_json(line) for line in open_lines(results)]
+        return {row["path"]: (int(row["size"]), int(row["mtime_ns"])) for row in rows}
+    except AdtrError:
+        raise
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise AdtrError(f"{results} holds something else than the results of a watch; choose another output") from error
-    if whole != content:
-        replace_file(results, whole)
-    return done
 
 
 def _link(target: Path, source: Path) -> None:

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from adtr.cli import main
-from conftest import SMALL
+from adtr.store import SEAL, seal
+from conftest import SMALL, Run
 
 FLAGS = [part for name, value in SMALL.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 Error = Callable[..., str]
@@ -238,6 +239,7 @@ def _edit_metadata(folder: Path, change: Callable[[dict[str, object]], object]) 
     path = folder / "metadata.json"
     values = json.loads(path.read_text())
     change(values)
+    values.pop("sha256")
     path.write_text(json.dumps(values))
 
 
@@ -358,3 +360,39 @@ def test_a_bug_ends_a_process_with_a_traceback_and_code_1(place: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=place)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+def test_what_a_name_or_a_file_holds_is_shown_and_not_done(error: Error, model: Path, place: Path) -> None:
+    assert "\\x1b[31mred" in error("predict", model, "\x1b[31mred\u202e.png")
+    (place / "c.yaml").write_text('preset: "\\e]0;title\\a"')
+    assert "\x1b" not in error("fit", place, "-o", "m", "--config", "c.yaml")
+
+
+def test_a_line_has_an_end(error: Error, model: Path, place: Path) -> None:  # noqa: ARG001
+    assert error("predict", model, "x" * 5000 + ".png").endswith("xxx...")
+
+
+@pytest.mark.slow
+def test_remarks_of_the_decoder_are_not_passed_on(run: Run, model: Path, place: Path) -> None:
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(place / "image.tif")
+    data = bytearray((place / "image.tif").read_bytes())
+    at = data.index(b"\x17\x01\x04\x00") + 4  # the count of the strips' sizes
+    data[at : at + 4] = b"\xff\xff\xff\x00"
+    (place / "image.tif").write_bytes(data)
+    done = run("predict", model, "image.tif", "--quiet", cwd=place)
+    assert "Warning" not in done.stderr
+    assert done.stderr.count("\n") <= 1
+
+
+def test_metadata_that_info_cannot_show_are_one_line(error: Error, model: Path, place: Path) -> None:
+    copy = shutil.copytree(model, place / "copy")
+    metadata = json.loads((copy / "metadata.json").read_text())
+    for training in ({}, {**metadata["training"], "losses": []}, {**metadata["training"], "total_seconds": "long"}):
+        damaged = {**metadata, "training": training}
+        (copy / "metadata.json").write_text(json.dumps({**damaged, SEAL: seal(damaged)}))
+        assert "are not what adtr writes" in error("info", copy)
+
+
+def test_a_pipe_is_not_waited_for(error: Error, model: Path, place: Path) -> None:
+    os.mkfifo(place / "image.png")
+    assert "neither a file nor a folder" in error("predict", model, "image.png")

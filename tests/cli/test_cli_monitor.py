@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -230,3 +232,65 @@ def test_neither_torch_nor_pillow_is_imported(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, "monitor", str(file)], capture_output=True, text=True)
     assert done.returncode == 0
     assert not {"torch", "timm", "sklearn", "scipy", "PIL"} & set(done.stderr.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "words"),
+    [
+        ("s.jsonl", b"\xff\xfe", "no UTF-8 text"),
+        ("s.jsonl", b"[" * 100_000, "nested too deeply"),
+        ("s.jsonl", b'{"score": 1' + b"0" * 400 + b"}", "its score is 1000"),
+        ("s.jsonl", b'{"score": "' + b"9" * 100_000 + b'"}', "its score is '9999"),
+        ("s.csv", b'"' + b"x" * 200_000 + b'",1', "no CSV (field larger than field limit"),
+        ("s.csv", b"a,\xff", "no UTF-8 text"),
+    ],
+)
+def test_hostile_rows_are_one_line(
+    name: str, line: bytes, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / name, scores((10, 40)))
+    file.write_bytes(file.read_bytes() + line + b"\n")
+    assert adtr("monitor", file, "--reference", 10) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"adtr: error: {file}, ")
+    assert words in err
+    assert err.count("\n") == 1
+    assert len(err) < 2000
+
+
+def test_a_line_without_end_is_not_read_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("adtr.cli.monitor.MAX_LINE", 1000)
+    file = tmp_path / "s.jsonl"
+    file.write_text('{"score": ' + "1" * 10_000)
+    assert adtr("monitor", file) == 2
+    assert "line 1: it is longer than 1000 characters" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state["monitors"]["score"]["gains"].pop(),
+        lambda state: state["monitors"]["score"].update(images=10**6),
+        lambda state: state["monitors"]["score"].update(images=float("inf")),
+        lambda state: state["monitors"]["score"].update(raised=[5, 900]),
+        lambda state: state["monitors"]["score"]["evidence"].__setitem__(0, float("nan")),
+        lambda state: state["monitors"]["score"]["config"].update(seed=0.5),
+        lambda state: state["monitors"]["score"]["config"].update(horizon=float("inf")),
+        lambda state: state["monitors"]["score"]["scores"].append(10**400),
+        lambda state: state.update(images=float("inf")),
+    ],
+)
+def test_a_state_whose_numbers_do_not_belong_together_is_refused(
+    change: Callable[[dict[str, Any]], object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, state = write(tmp_path / "s.jsonl", scores((10, 40))), tmp_path / "state.json"
+    arguments = ("monitor", file, "--reference", 10, "--state", state, "-q")
+    assert adtr(*arguments) == 0
+    assert adtr(*arguments) == 0  # as it was written
+    values = json.loads(state.read_text())
+    change(values)
+    state.write_text(json.dumps(values))
+    assert adtr(*arguments) == 2
+    assert "begin anew" in capsys.readouterr().err

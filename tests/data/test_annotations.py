@@ -400,7 +400,7 @@ class TestReadJson:
             read_json(tmp_path)
         monkeypatch.setattr(annotations, "MAX_BYTES", 4)
         (tmp_path / "x.json").write_text("[1,2]")
-        with pytest.raises(DataError, match=r"x\.json: 5 bytes exceed the limit of 4"):
+        with pytest.raises(DataError, match=r"x\.json: it has more than 4 bytes"):
             read_json(tmp_path / "x.json")
 
 
@@ -451,3 +451,30 @@ def test_no_content_raises_another_error(
 
 def test_shapes_compare_equal() -> None:
     assert parse_labelme(whole_labelme, SOURCE) == parse_labelme(json.loads(json.dumps(whole_labelme)), SOURCE)
+
+
+def test_an_outline_that_takes_too_long_is_not_drawn() -> None:
+    """Zigzags all over the image, which Pillow would draw for hours."""
+    zigzag = [[0, 0] if i % 2 else [6000, 4000] for i in range(2000)]
+    content = labelme(shape("polygon", *zigzag), height=4000, width=6000)
+    with pytest.raises(ImageError, match="outlines of 12000000 pixels exceed the limit"):
+        shapes_of(parse_labelme(content, SOURCE)).draw((4000, 6000))
+    far = coco([[-1e6, -1e6, 1e6, -1e6, 1e6, 1e6, -1e6, 1e6]])  # only what is inside the image counts
+    assert shapes_of(parse_coco(far, SOURCE)["x.png"]).draw((4, 6)).all()
+
+
+def test_many_points_in_a_pixel_are_one() -> None:
+    corners = [(1.2, 1.1), (4.8, 1.3), (4.4, 2.9), (1.1, 2.2)]
+    many = [(x + i / 1000, y) for x, y in corners for i in range(100)]
+    few, dense = (coco([[value for point in points for value in point]]) for points in (corners, many))
+    drawn = [shapes_of(parse_coco(content, SOURCE)["x.png"]).draw((4, 6)) for content in (few, dense)]
+    assert np.array_equal(*drawn)
+    dot = coco([[2.1, 2.1, 2.2, 2.2, 2.3, 2.1]])
+    assert shapes_of(parse_coco(dot, SOURCE)["x.png"]).draw((4, 6)).sum() == 1
+
+
+def test_a_mask_larger_than_its_image_is_not_decoded() -> None:
+    large = png(["#" * 600] * 400)
+    content = labelme(shape("mask", [0, 0], [5, 3], mask=large))
+    with pytest.raises(ImageError, match="exceed the limit of 24 pixels"):
+        shapes_of(parse_labelme(content, SOURCE)).draw((4, 6))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from adtr.data import cifar
 from adtr.data.cifar import CLASSES, Cifar10, open_cifar10, read_binary_batch, read_python_batch
 from adtr.data.images import read_image
 from adtr.errors import DataError
@@ -162,3 +163,32 @@ def test_parquet_files_and_folders_hold_the_same(tmp_path: Path) -> None:
             assert np.array_equal(part.labels, labels)
             assert len(part.of_class("bird")) == 1
             assert part.of_class("truck") == []
+
+
+def test_an_archive_is_unpacked_no_further_than_one_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cifar, "_LARGEST_ARCHIVE", 1 << 20)
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        entry = tarfile.TarInfo("nothing")
+        entry.size = 1 << 24
+        tar.addfile(entry, io.BytesIO(bytes(entry.size)))
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(packed.getvalue())
+    with pytest.raises(DataError, match=r"fetch it again|cannot read"):
+        open_cifar10(tmp_path)
+
+
+def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
+    write_official(tmp_path / "data", "bin")
+    with tarfile.open(tmp_path / "cifar-10-binary.tar.gz", "w:gz") as tar:
+        tar.add(tmp_path / "data", arcname="cifar-10-batches-bin")
+    whole = (tmp_path / "cifar-10-binary.tar.gz").read_bytes()
+    for damaged in (whole[:-2000], whole[:3000] + bytes(100) + whole[3100:], b"text", b""):
+        (tmp_path / "cifar-10-binary.tar.gz").write_bytes(damaged)
+        with pytest.raises(DataError, match=r"cifar-10-binary\.tar\.gz"):
+            open_cifar10(tmp_path / "cifar-10-binary.tar.gz")
+
+
+def test_a_pickle_of_endless_opcodes_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cifar, "_MOST_OPCODES", 1000)
+    with pytest.raises(DataError, match="0 labels"):
+        read_python_batch(b"\x80\x02" + b"N" * 10_000_000 + b".", "data_batch_1")

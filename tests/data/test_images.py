@@ -553,3 +553,13 @@ def test_import_is_light() -> None:
     code = f"import sys, adtr.data.loading, adtr.data.folder; print({heavy} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+def test_fax_coded_photographs_are_refused_but_masks_are_read(tmp_path: Path) -> None:
+    """Of a damaged one, libtiff prints a line for each of millions of rows."""
+    mask = np.zeros((9, 8), bool)
+    mask[2:5, 3:6] = True
+    Image.fromarray(mask).save(tmp_path / "mask.tif", compression="group4")
+    with pytest.raises(ImageError, match="fax"):
+        read_image(tmp_path / "mask.tif")
+    assert np.array_equal(read_mask(tmp_path / "mask.tif", (9, 8)), mask)

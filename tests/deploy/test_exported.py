@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from adtr.deploy.exported import ExportedDetector
+from adtr.deploy.sealed import read_sealed
 from adtr.detector import AnomalyDetector
-from adtr.errors import ConfigError
+from adtr.errors import ConfigError, ModelError
 from conftest import defect_image, good_image
 
 BLOCKER = """
@@ -122,3 +124,28 @@ def test_without_onnxruntime_the_error_names_the_extra(onnx_file: Path, dataset:
 def test_another_device_is_refused(onnx_file: Path) -> None:
     with pytest.raises(ConfigError, match="on the CPU"):
         AnomalyDetector.load(onnx_file, device="cuda")
+
+
+def test_a_graph_that_gives_something_else_is_one_line(onnx_file: Path, dataset: Path) -> None:
+    sealed = read_sealed(onnx_file)
+
+    def fails(_images: np.ndarray, _names: Sequence[str]) -> list[np.ndarray]:
+        raise RuntimeError("Failed to allocate memory\nfor requested buffer")
+
+    for run, words in (
+        (lambda images, _: [np.zeros((len(images), 2)), np.zeros((len(images), 8, 8))], "no score and map"),
+        (lambda images, _: [np.zeros(len(images)), np.zeros((8, 8))], "no score and map"),
+        (lambda images, _: [np.full(len(images), np.nan), np.zeros((len(images), 8, 8))], "no finite numbers"),
+        (fails, "cannot be run here (Failed to allocate memory for requested buffer)"),
+    ):
+        with pytest.raises(ModelError) as caught:
+            ExportedDetector(sealed, run).predict(dataset / "test")
+        assert words in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_openvino_does_not_tell_its_makers(openvino_file: Path, dataset: Path) -> None:
+    code = "import sys; from adtr.detector import AnomalyDetector as A; A.load(sys.argv[1]).predict(sys.argv[2])\n"
+    code += "print([name for name in sys.modules if name.startswith('openvino_telemetry') and sys.modules[name]])"
+    command = [sys.executable, "-c", code, str(openvino_file), str(dataset / "test")]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=60).stdout == "[]\n"

@@ -1,6 +1,8 @@
 """What is inside an exported file, and which files are refused."""
 
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -153,7 +155,7 @@ def test_a_missing_or_huge_file_is_one_line(tmp_path: Path) -> None:
     assert "cannot read" in error_of(tmp_path / "none.onnx")
     with (tmp_path / "huge.onnx").open("wb") as file:
         file.truncate((1 << 30) + 1)
-    assert "larger than 1024 MiB" in error_of(tmp_path / "huge.onnx")
+    assert f"more than {1 << 30} bytes" in error_of(tmp_path / "huge.onnx")
 
 
 def test_openvino_weights_are_sealed_too(openvino_file: Path, tmp_path: Path) -> None:
@@ -173,3 +175,30 @@ def test_xml_with_entities_is_refused(openvino_file: Path, tmp_path: Path) -> No
     (tmp_path / "model.xml").write_bytes(xml)
     shutil.copy(openvino_file.with_suffix(".bin"), tmp_path / "model.bin")
     assert "more than elements" in error_of(tmp_path / "model.xml")
+
+
+def test_deep_and_endless_numbers_in_the_metadata_are_one_line(onnx_file: Path, tmp_path: Path) -> None:
+    model = onnx.load(onnx_file)
+    (entry,) = [entry for entry in model.metadata_props if entry.key == KEY]
+    text = entry.value
+    del model.metadata_props[:]
+    file = tmp_path / "model.onnx"
+    for old, new in (
+        ('"format": 1', '"format": NaN'),
+        ('"format": 1', '"format": ' + "[" * 100_000),
+        ('"folds": 0', '"folds": Infinity'),
+    ):
+        assert old in text
+        covered = onnx.ModelProto()
+        covered.CopyFrom(model)
+        covered.metadata_props.add(key=KEY, value=text.replace(old, new, 1))
+        data = covered.SerializeToString()
+        digest = onnx.ModelProto()
+        digest.metadata_props.add(key=DIGEST_KEY, value=hashlib.sha256(data).hexdigest())
+        file.write_bytes(data + digest.SerializeToString())
+        assert "is not a file that `adtr export` wrote" in error_of(file)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.onnx")
+    assert "no regular file" in error_of(tmp_path / "model.onnx")

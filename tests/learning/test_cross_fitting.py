@@ -17,6 +17,7 @@ from adtr.training.batches import GoodImages
 from adtr.training.feature_cache import FeatureCache
 from adtr.training.features import embed_images
 from adtr.training.loop import train
+from adtr.training.remembering import remember
 from conftest import SMALL
 
 IMAGES, FOLDS = 11, 3
@@ -45,6 +46,7 @@ def test_it_is_training_each_fold_by_hand(network: ADTR, cache: FeatureCache) ->
         other.feature_mean.copy_(rows.mean(dim=(0, 1)))
         other.feature_std.copy_(rows.std(dim=(0, 1), correction=0))
         train(other, GoodImages(other, cache, others), CONFIG.training, device=torch.device("cpu"))
+        remember(other, cache, others, CONFIG.training.seed)
         with torch.inference_mode():
             expected = other.compare(other.standardize(cache[torch.tensor([image])]))
         assert scores[image] == pytest.approx(float(expected.scores[0]), rel=1e-3)
@@ -75,7 +77,7 @@ def test_the_folds_are_a_partition_of_nearly_equal_parts(
     def remember(_: ADTR, __: FeatureCache, rows: np.ndarray, *___: object, **____: object) -> None:
         learned.append(set(rows.tolist()))
 
-    def score(_: ADTR, __: FeatureCache, index: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def score(_: ADTR, __: FeatureCache, index: torch.Tensor, *___: object) -> tuple[np.ndarray, np.ndarray]:
         judged.append(set(index.tolist()))
         return index.numpy().astype(np.float32), np.repeat(index.numpy(), 64).reshape(-1, 8, 8).astype(np.float32)
 

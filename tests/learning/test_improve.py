@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from adtr.calibration import Calibration
 from adtr.data.anomalies import Anomalies, open_anomalies
 from adtr.data.folder import content_hash
+from adtr.data.images import read_image, resize
 from adtr.detector import AnomalyDetector
-from adtr.errors import ConfigError, DataError, ImageError, ModelError
+from adtr.errors import AdtrWarning, ConfigError, DataError, ImageError, ModelError
 from adtr.progress import Silent
 from adtr.store import FEATURES
 from adtr.training import loop
@@ -68,7 +70,7 @@ def same(first: AnomalyDetector, second: AnomalyDetector) -> bool:
 
 def test_a_kind_of_defect_that_was_hard_to_see_is_seen_after_some_are_marked(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "discs", train=24, test=4)
-    detector = AnomalyDetector(**{**SMALL, "levels": "2,3", "epochs": 15}).fit(data)
+    detector = AnomalyDetector(**{**SMALL, "levels": "2,3", "epochs": 15, "memory_size": 0}).fit(data)
     marked = write_anomalies(tmp_path / "marked", 8)
     better = detector.improve(marked, anomaly_holdout=0, improve_epochs=40)
     rng = np.random.default_rng(77)
@@ -135,7 +137,6 @@ def test_it_is_told_what_was_learned_and_held_out(improved: AnomalyDetector, ano
     assert report.before.anomalies_by_type == {"faint": 2}
     assert len(set(report.hashes)) == 6
     assert set(report.hashes) < {content_hash(path) for path in (anomalies / "faint").iterdir()}
-    assert report.after != report.before
     assert improved.metadata_["improvements"] == [report.to_dict()]
 
 
@@ -177,14 +178,37 @@ def test_kept_features_give_the_same_model_without_the_images(dataset: Path, ano
         loaded.improve(anomalies, good=tmp_path / "nowhere")
 
 
-def test_features_that_do_not_fit_are_refused(dataset: Path, tmp_path: Path) -> None:
-    AnomalyDetector(**{**SMALL, "epochs": 1}).fit(dataset, keep_features=True).save(tmp_path / "model")
-    (tmp_path / "model" / FEATURES).write_bytes(b"damaged")
-    with pytest.raises(ModelError, match="cannot be read"):
-        AnomalyDetector.load(tmp_path / "model")
-    (tmp_path / "model" / FEATURES).unlink()
-    with pytest.raises(ModelError, match=f"lacks {FEATURES}"):
-        AnomalyDetector.load(tmp_path / "model")
+@pytest.mark.parametrize("damage", ["flipped bit", "cut", "missing", "of other images"])
+def test_damaged_features_are_named_and_computed_again(
+    damage: str, dataset: Path, kept: Path, anomalies: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(kept, tmp_path / "model"))
+    features = model / FEATURES
+    data = bytearray(features.read_bytes())
+    if damage == "flipped bit":
+        data[-1000] ^= 4
+        features.write_bytes(data)
+    elif damage == "cut":
+        features.write_bytes(data[:-100])
+    elif damage == "missing":
+        features.unlink()
+    else:
+        save_file({"features": load_file(features)["features"][1:]}, features)
+    detector = AnomalyDetector.load(model)
+    detector.predict(dataset / "test/good")  # needs none, and says nothing
+    with pytest.warns(AdtrWarning, match=rf"{FEATURES}.*; the good images are read again where they are needed$"):
+        better = detector.improve(anomalies, **FEW_STEPS)
+    assert same(better, AnomalyDetector.load(kept).improve(anomalies, **FEW_STEPS))
+    better.save(tmp_path / "better")
+    assert (tmp_path / "better" / FEATURES).read_bytes() == (kept / FEATURES).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def kept(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with its features."""
+    folder = tmp_path_factory.mktemp("kept") / "model"
+    AnomalyDetector(**{**SMALL, "epochs": 1}).fit(dataset, keep_features=True).save(folder)
+    return folder
 
 
 def test_images_from_memory_are_remembered_by_the_detector_but_not_by_the_model(tmp_path: Path) -> None:
@@ -210,10 +234,19 @@ def test_an_image_learned_as_good_that_is_marked_now_no_longer_counts_as_good(
     detector: AnomalyDetector, dataset: Path, tmp_path: Path
 ) -> None:
     folder = write_anomalies(tmp_path / "marked", 2)
-    shutil.copy(sorted((dataset / "train/good").iterdir())[0], folder / "faint/dark.png")
+    held_out = detector.metadata_["data"]["held_out_hashes"]
+    learned = next(p for p in sorted((dataset / "train/good").iterdir()) if content_hash(p) not in held_out)
+    shutil.copy(learned, folder / "faint/dark.png")
     better = detector.improve(folder, **FEW_STEPS)
     assert better.improvement_ is not None
     assert "1 image(s) learned as good are labelled as anomalies now" in " ".join(better.improvement_.notes)
+
+    def remembered(fitted: AnomalyDetector) -> float:
+        network = fitted.network_
+        pixels = torch.from_numpy(resize(read_image(learned), network.config.embedding.image_size))
+        return float(network.memory_distance(network.standardize(network.embedding(pixels[None]))).mean())
+
+    assert remembered(better) > 2 * remembered(detector)
     assert better.improvement_.with_mask == 2
 
 

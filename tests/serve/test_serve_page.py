@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import Browser, open_browser
 from PIL import Image
 
 from adtr.detector import AnomalyDetector
 from adtr.serve.app import create_app
 from adtr.serve.models import Models
 from adtr.serve.service import Settings
+from browser import Browser, open_browser
 from conftest import listening
 
 TOKEN = "a-secret-token"

@@ -136,7 +136,7 @@ def test_sources_take_turns(good: GoodImages, network: ADTR) -> None:
     heard: list[str] = []
     for source in sources:
         draw = source.draw
-        source.draw = lambda count, rng, draw=draw, name=source.name: heard.extend(name * count) or draw(count, rng)  # type: ignore[method-assign]
+        source.draw = lambda n, *rest, draw=draw, name=source.name: heard.extend(name * n) or draw(n, *rest)  # type: ignore[method-assign]
     data = GoodAndAnomalousImages(good, sources, network.config.improvement, seed=0)
     for step in range(6):
         data.batch(torch.arange(1), step)

@@ -74,7 +74,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "text", "no header", "pickle"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "text", "no header", "pickle", "flipped bit"])
 def test_a_damaged_checkpoint_is_one_line(tmp_path: Path, damage: str) -> None:
     network, optimizers = fresh("adamw", seed=0)
     save_checkpoint(tmp_path, network, optimizers, STATE, "print")
@@ -85,7 +85,9 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path: Path, damage: str) -> None:
     elif damage == "pickle":
         torch.save({"a": torch.ones(3)}, path)
     else:
-        path.write_bytes({"empty": b"", "cut": data[: len(data) // 2], "text": b"not a checkpoint"}[damage])
+        flipped = bytes([*data[:-100], data[-100] ^ 1, *data[-99:]])
+        kinds = {"empty": b"", "cut": data[: len(data) // 2], "text": b"not a checkpoint", "flipped bit": flipped}
+        path.write_bytes(kinds[damage])
     with pytest.raises(ModelError, match=r"^the checkpoint .* is damaged; delete it, or fit without --resume$"):
         load_checkpoint(tmp_path, network, optimizers, "print")
 

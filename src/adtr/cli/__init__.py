@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import io
 import os
-import re
 import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -14,7 +16,7 @@ import click
 
 from adtr import __version__
 from adtr.config import unknown
-from adtr.errors import AdtrError
+from adtr.errors import AdtrError, AdtrWarning, is_out_of_memory
 
 COMMANDS = {
     "audit": "Find good images that may not be good, and copies.",
@@ -34,6 +36,15 @@ COMMANDS = {
     "experiment": "Repeat one of the paper's experiments, its numbers beside those measured.",
     "demo": "Train and judge a detector on real textures, in two minutes.",
 }
+
+SYSTEM_REFUSES = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO
+)  # fmt: skip
+"""What is no bug, wherever a file is opened or written."""
+
+
+LONGEST_LINE = 1500
+"""Characters of an error."""
 
 
 class LazyCommands(click.Group):
@@ -74,12 +85,25 @@ def cli() -> None:
     """Visual anomaly detection: learn from good images, find what departs from them."""
 
 
-def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run a command. A user's mistake is one line on stderr and exit code 2; a bug is a traceback and 1."""
+def fail(message: str) -> NoReturn:
+    """One line on stderr, exit code 2."""
+    from adtr.report.html import printable
+
+    line = printable(" ".join(message.splitlines()))  # what a file's name would tell the terminal to do is only shown
+    click.echo(f"adtr: error: {line if len(line) <= LONGEST_LINE else f'{line[:LONGEST_LINE]}...'}", err=True)
+    sys.exit(2)
+
+
+def main(arguments: list[str] | None = None, fail: Callable[[str], NoReturn] = fail) -> NoReturn:
+    """Run a command. A user's mistake is one line, as `fail` tells it, and exit code 2; a bug is a traceback and 1."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     if isinstance(sys.stdout, io.TextIOWrapper):  # any file name can be printed; in JSON the replacement is an escape
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on odd metadata, which change nothing
     try:
-        result = cli.main(args=arguments, prog_name="adtr", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = partial(_show_warning, warnings.showwarning)
+            result = cli.main(args=arguments, prog_name="adtr", standalone_mode=False, obj=arguments)
         sys.exit(result if isinstance(result, int) else 0)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else error.format_message())
@@ -92,21 +116,28 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         click.echo("adtr: stopped", err=True)
         sys.exit(130)
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOSPC):
+        if error.errno not in SYSTEM_REFUSES:
             raise
         if error.errno == errno.ENOSPC:
             _discard_stdout()
         fail(f"cannot use {error.filename or 'stdout'}: {error.strerror}")
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not re.search(r"(allocate|enough|out of) memory", str(error)):
+    except (MemoryError, RuntimeError, ImportError) as error:
+        if not is_out_of_memory(error):
             raise
         fail("not enough memory: take a smaller --batch-size, or fit with a smaller --grid-size or --width")
 
 
-def fail(message: str) -> NoReturn:
-    """One line on stderr, exit code 2."""
-    click.echo(f"adtr: error: {' '.join(message.splitlines())}", err=True)
-    sys.exit(2)
+def _show_warning(
+    otherwise: Callable[..., None],
+    message: Warning | str,
+    category: type[Warning],
+    *place: Any,  # noqa: ANN401
+) -> None:
+    """Ours as one line for people, not as a line of code."""
+    if issubclass(category, AdtrWarning):
+        click.echo(f"adtr: warning: {' '.join(str(message).splitlines())}", err=True)
+    else:
+        otherwise(message, category, *place)
 
 
 def _discard_stdout() -> None:

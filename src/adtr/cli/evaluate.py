@@ -17,7 +17,9 @@ from adtr.cli.options import (
     progress_on_stderr,
     quiet_option,
     report_skipped,
+    say,
     to_json,
+    track_option,
     weights_option,
 )
 from adtr.errors import ConfigError
@@ -38,6 +40,7 @@ COLUMNS = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap",
 @weights_option
 @device_option
 @on_error_option
+@track_option
 @quiet_option
 def command(
     model: Path,
@@ -48,6 +51,7 @@ def command(
     backbone_weights: str | None,
     device: str,
     on_error: Literal["raise", "skip"],
+    track: str | None,
     quiet: bool,
 ) -> None:
     """Measure a model on the test images of DATA.
@@ -59,6 +63,7 @@ def command(
     from adtr.files import check_writable, replace_file
     from adtr.report.sinks import output_paths, save_panel
     from adtr.store import read_metadata
+    from adtr.tracking import tracked
 
     for name, package in {"sklearn": "scikit-learn", "rich": "rich"}.items():
         if find_spec(name) is None:  # where exported files run
@@ -84,27 +89,36 @@ def command(
     accumulator = MetricsAccumulator()
     judged: list[tuple[Sample, float]] = []
     started = time.perf_counter()
-    with progress_on_stderr(quiet) as progress:
-        stream = detector.evaluate_each(dataset, on_error=on_error, keep_images=panels is not None, progress=progress)
-        for item in stream:
-            add_to_metrics(accumulator, item)
-            judged.append((item.sample, item.prediction.score))
-            if panels is not None:
-                save_panel(item, panel_paths[item.sample.path])
-    metrics = accumulator.compute()
-    report_skipped(detector.skipped_)
-    labelled = labelled_scores(judged)
-    thresholds = detector.thresholds_
-    decisions = decide(thresholds.image, thresholds.promised_rate, *labelled)
-    report = {
-        **metrics.to_dict(),
-        "skipped": len(detector.skipped_),
-        **decisions.to_dict(),
-        "trade_off": [point.to_dict() for point in trade_off(detector.calibration_, *labelled)],
-        "seconds": time.perf_counter() - started,
-        "model": str(model),
-        "data": str(data),
-    }
+    with tracked(track, f"evaluate {model.name}") as tracker:
+        with progress_on_stderr(quiet) as progress:
+            stream = detector.evaluate_each(
+                dataset, on_error=on_error, keep_images=panels is not None, progress=progress
+            )
+            for item in stream:
+                add_to_metrics(accumulator, item)
+                judged.append((item.sample, item.prediction.score))
+                if panels is not None:
+                    panel = save_panel(item, panel_paths[item.sample.path])
+                    if tracker is not None:
+                        tracker.log_image(f"panels/{panel.relative_to(panels).as_posix()}", panel)
+        metrics = accumulator.compute()
+        report_skipped(detector.skipped_)
+        labelled = labelled_scores(judged)
+        thresholds = detector.thresholds_
+        decisions = decide(thresholds.image, thresholds.promised_rate, *labelled)
+        report = {
+            **metrics.to_dict(),
+            "skipped": len(detector.skipped_),
+            **decisions.to_dict(),
+            "trade_off": [point.to_dict() for point in trade_off(detector.calibration_, *labelled)],
+            "seconds": time.perf_counter() - started,
+            "model": str(model),
+            "data": str(data),
+        }
+        if tracker is not None:
+            tracker.log_config({"model": str(model), "data": str(data), **detector.config.flat()})
+            tracker.log_results(report)
+            say(f"told {tracker.where}", quiet=quiet)
     if output is not None:
         replace_file(output, to_json(report))
     print_table(metrics)

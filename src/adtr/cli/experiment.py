@@ -14,10 +14,12 @@ from adtr.cli.options import (
     config_option,
     configuration_flags,
     device_option,
+    hold_output,
     progress_on_stderr,
     quiet_option,
     resolve,
     say,
+    track_option,
 )
 from adtr.errors import AdtrError, ConfigError
 from adtr.experiments.plans import PLANS, Plan
@@ -77,6 +79,7 @@ class ExperimentCommand(SectionedCommand):
     help="Categories at a time, each in a process.  [default: as many as the machine has room for]",
 )
 @device_option
+@track_option
 @quiet_option
 @configuration_flags
 def command(
@@ -93,6 +96,7 @@ def command(
     weights: tuple[str, ...],
     jobs: int,
     device: str,
+    track: str | None,
     quiet: bool,
     **flags: Any,  # noqa: ANN401 - the configuration's fields
 ) -> None:
@@ -102,8 +106,10 @@ def command(
     """
     from adtr.experiments.records import FILE, Records
     from adtr.experiments.runs import Request, run
-    from adtr.files import check_writable
+    from adtr.tracking import check_tool, tracked
 
+    if track is not None:
+        check_tool(track)
     plan = PLANS["mvtec" if name == FIGURES else name]
     preset, given = resolve(preset, config_file, flags, default=plan.preset)
     if "seed" in given:
@@ -125,7 +131,7 @@ def command(
     )
     for planned in plan.rows:
         request.config(planned, request.seeds[0])  # a wrong field fails before any work
-    check_writable(output)
+    click.get_current_context().with_resource(hold_output(output))
     if name == FIGURES:
         from adtr.experiments.figures import draw
 
@@ -140,6 +146,11 @@ def command(
 
     def told(record: Record, left: int, seconds: float) -> None:
         say(_line(record) + (f"; {left} left, about {_duration(seconds)}" if left else ""), quiet=quiet)
+        about = {key: record[key] for key in ("experiment", "row", "category")}
+        with tracked(track, f"{record['category']} {record['row']} {record['seed']}") as tracker:
+            if tracker is not None:
+                tracker.log_config({**about, **record["config"]})
+                tracker.log_results(record["metrics"])
 
     reasons: dict[str, str] = {}
     try:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import click
 
+from adtr.cli.devices import devices_options, is_one_of_several, join, launch
 from adtr.cli.options import (
     SectionedCommand,
     configuration_flags,
@@ -17,8 +18,10 @@ from adtr.cli.options import (
     quiet_option,
     report_skipped,
     say,
+    track_option,
     weights_option,
     work_folder,
+    work_folder_of_others,
 )
 from adtr.errors import AdtrError, ModelError
 
@@ -61,8 +64,10 @@ from adtr.errors import AdtrError, ModelError
 @click.option("--keep-if-better", is_flag=True, help="Write nothing unless the guard finds the new model better.")
 @weights_option
 @device_option
+@devices_options
 @on_error_option
 @click.option("--resume", is_flag=True, help="Go on where a run with this output was cut.")
+@track_option
 @quiet_option
 @partial(configuration_flags, sections=("training", "improvement", "calibration"))
 def command(
@@ -77,8 +82,11 @@ def command(
     keep_if_better: bool,
     backbone_weights: str | None,
     device: str,
+    devices: int,
+    nodes: int,
     on_error: Literal["raise", "skip"],
     resume: bool,
+    track: str | None,
     quiet: bool,
     **flags: Any,  # noqa: ANN401 - the configuration's fields
 ) -> None:
@@ -87,17 +95,26 @@ def command(
     MODEL is a model folder. The new model is judged beside the old one on good images and anomalies held out.
     """
     from adtr.store import is_exported, read_metadata
+    from adtr.tracking import tracked
 
     if annotations is not None and anomalies is None:
         raise AdtrError("--annotations describes the images of --anomalies; give that too")
     if is_exported(model):
         raise ModelError(f"{model} is an exported file, which cannot learn; improve the model folder it was made of")
-    read_metadata(model)
-    with work_folder(output) as work:
+    config = read_metadata(model)[0]
+    changes = {name: value for name, value in flags.items() if value is not None}
+    if devices * nodes > 1 and not is_one_of_several():
+        with work_folder_of_others(output):
+            launch(device, devices, nodes)
+        return
+    fabric = join(device, config.override(**changes).training.precision)
+    first = fabric is None or fabric.is_global_zero
+    with work_folder(output, fabric) as work, tracked(track if first else None, output.name) as tracker:
         from adtr.detector import AnomalyDetector
 
-        detector = AnomalyDetector.load(model, device=device, backbone_weights=backbone_weights)
-        with progress_on_stderr(quiet) as progress:
+        here = device if fabric is None else str(fabric.device)
+        detector = AnomalyDetector.load(model, device=here, backbone_weights=backbone_weights)
+        with progress_on_stderr(quiet or not first) as progress:
             better = detector.improve(
                 anomalies,
                 labels=labels,
@@ -109,13 +126,19 @@ def command(
                 work_folder=work,
                 resume=resume,
                 progress=progress,
-                **{name: value for name, value in flags.items() if value is not None},
+                fabric=fabric,
+                tracker=tracker,
+                **changes,
             )
         improvement = better.improvement_
         assert improvement is not None
         refused = keep_if_better and not improvement.is_better
-        if not refused:
+        if first and not refused:
             better.save(output)
+            if tracker is not None:
+                tracker.log_model(output)
+    if not first:
+        return
 
     report_skipped(better.skipped_)
     for note in improvement.notes:
@@ -130,4 +153,6 @@ def command(
     say(better.thresholds_.describe(), quiet=quiet)
     if refused:
         raise AdtrError(f"the new model is not better on what was held out: {output} is not written (--keep-if-better)")
+    if tracker is not None:
+        say(f"told {tracker.where}", quiet=quiet)
     say(f"saved {output}; next: adtr predict {output} IMAGES...", quiet=quiet)

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from adtr.cli.options import to_json
+from adtr.errors import ModelError
+from adtr.report.html import printable
+
+if TYPE_CHECKING:
+    from adtr.calibration import Thresholds
+    from adtr.config import Config
 
 
 @click.command()
@@ -23,6 +30,20 @@ def command(model: Path, as_json: bool) -> None:
         metadata["data"] = {k: v for k, v in metadata["data"].items() if not k.endswith("hashes")}
         click.echo(to_json({"config": config.to_dict(), **metadata, "thresholds": asdict(thresholds)}), nl=False)
         return
+    try:
+        lines = describe(model, config, metadata, thresholds)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise ModelError(f"the metadata of {model} are not what adtr writes ({str(error)[:100]})") from error
+    for line in lines:
+        click.echo(printable(line))
+
+
+def describe(model: Path, config: Config, metadata: dict[str, Any], thresholds: Thresholds) -> list[str]:
+    """What a model is and how it was made, line by line.
+
+    Raises:
+        LookupError, TypeError, ValueError, AttributeError, ArithmeticError: something is missing or of another type.
+    """
     data, training, backbone = metadata["data"], metadata["training"], metadata["backbone"]
     where = "stored inside" if backbone["stored"] else backbone["source"]
     lines = {
@@ -37,15 +58,18 @@ def command(model: Path, as_json: bool) -> None:
         "decision": thresholds.describe(),
         "pixels": f"marked above {thresholds.pixel:.4g}",
     }
-    for name, value in lines.items():
-        click.echo(f"{name:<13} {value}")
+    if "verified" in metadata:
+        verified = metadata["verified"]
+        lines["verified"] = f"training repeats to the bit, for {verified['steps']} steps on {verified['images']} images"
+    described = [f"{name:<13} {value}" for name, value in lines.items()]
     for past in metadata.get("improvements", []):
         before, after = past["before"], past["after"]
-        click.echo(
+        described.append(
             f"improved with {', '.join(past['sources'])} ({sum(past['learned'].values())} labelled images); "
             f"false alarms {before['false_alarms']}/{before['good']} -> {after['false_alarms']}/{after['good']}, "
             f"missed {before['missed']}/{before['anomalies']} -> {after['missed']}/{after['anomalies']}"
         )
+    return described
 
 
 def _size(size: tuple[int, int]) -> str:

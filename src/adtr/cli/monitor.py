@@ -8,16 +8,16 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from adtr.cli.options import check_output_file, say, to_json
 from adtr.errors import AdtrError, DataError, ModelError
-from adtr.files import replace_file
+from adtr.files import parse_json, read_bounded, replace_file
 
 if TYPE_CHECKING:
     from adtr.monitoring import Alarm, DriftMonitor, MonitorConfig
@@ -26,6 +26,8 @@ ALARM = 3
 """The exit code, apart from success, bugs and mistakes."""
 FIELDS = ("score", "brightness", "sharpness")
 """Watched where the rows have them."""
+MAX_LINE, MAX_STATE = 64 << 20, 1 << 30
+"""Characters of a row, and bytes of the state."""
 
 
 @click.command()
@@ -158,11 +160,13 @@ class Watch:
 
     def begin(self, name: str, reference: Iterable[float]) -> None:
         """Watch a field against a reference."""
-        from adtr.monitoring import DriftMonitor, MonitorConfig
+        from adtr.monitoring import DriftMonitor
 
-        rate = self.config.false_alarm_rate / len(self.fields)
-        config = {**asdict(self.config), "false_alarm_rate": rate, "quantity": name}
-        self.monitors[name] = DriftMonitor(reference, MonitorConfig(**config))
+        self.monitors[name] = DriftMonitor(reference, self.share(name))
+
+    def share(self, name: str) -> MonitorConfig:
+        """What is promised of a field."""
+        return replace(self.config, false_alarm_rate=self.config.false_alarm_rate / len(self.fields), quantity=name)
 
     def update(self, values: dict[str, float]) -> None:
         """Take the next row."""
@@ -232,8 +236,8 @@ class Watch:
         from adtr.monitoring import DriftMonitor
 
         try:
-            values = json.loads(path.read_text("utf-8"))
-            made = values["config"]
+            values = parse_json(read_bounded(path, MAX_STATE))
+            made = dict(values["config"])
             watch = cls(
                 config, int(values["reference"]), tuple(map(str, values["fields"])), images=int(values["images"])
             )
@@ -243,14 +247,16 @@ class Watch:
             raise AdtrError(f"cannot read {path}: {error.strerror}") from error
         except AdtrError as error:
             raise AdtrError(f"{path}: {error}") from error
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise AdtrError(f"{path} is not the state of a monitor; remove it to begin anew") from error
         if made != asdict(config) or (fields and fields != watch.fields):
             options = ", ".join(f"{name} {value}" for name, value in made.items() if name != "quantity")
             raise AdtrError(
-                f"{path} was made with {options}, watching {', '.join(watch.fields)}; give the same options, or remove "
-                "it to begin anew"
+                f"{path} was made with {options[:300]}, watching {', '.join(watch.fields)[:100]}; give the same "
+                "options, or remove it to begin anew"
             )
+        if any(monitor.config != watch.share(name) for name, monitor in watch.monitors.items()):
+            raise AdtrError(f"{path} is not the state of a monitor; remove it to begin anew")
         return watch
 
 
@@ -277,10 +283,10 @@ def open_rows(path: Path) -> Iterator[Iterator[tuple[int, dict[str, Any]]]]:
     """Rows with their line numbers, as they come.
 
     Raises:
-        DataError: the file cannot be read, or a line is no JSON object.
+        DataError: the file cannot be read, or a line is no JSON object or no text.
     """
     if str(path) == "-":
-        yield _json_rows(sys.stdin, "stdin")
+        yield _json_rows(_lines(sys.stdin, "stdin"), "stdin")
         return
     try:
         file = path.open(encoding="utf-8", newline="")
@@ -288,17 +294,38 @@ def open_rows(path: Path) -> Iterator[Iterator[tuple[int, dict[str, Any]]]]:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     with file:
         if path.suffix == ".csv":
-            reader = csv.DictReader(file)
-            yield ((reader.line_num, row) for row in reader)
+            yield _csv_rows(_lines(file, str(path)), str(path))
         else:
-            yield _json_rows(file, str(path))
+            yield _json_rows(_lines(file, str(path)), str(path))
+
+
+def _lines(file: TextIO, name: str) -> Iterator[str]:
+    """The lines of a file, none of which may fill the memory."""
+    number = 0
+    try:
+        while line := file.readline(MAX_LINE):
+            number += 1
+            if len(line) == MAX_LINE:
+                raise DataError(f"{name}, line {number}: it is longer than {MAX_LINE} characters")
+            yield line
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name}, after line {number}: no UTF-8 text") from error
+
+
+def _csv_rows(lines: Iterable[str], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(lines)
+    try:
+        for row in reader:
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise DataError(f"{name}, line {reader.line_num}: no CSV ({error})") from error
 
 
 def _json_rows(lines: Iterable[str], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                row = json.loads(line)
+                row = parse_json(line)
             except ValueError as error:
                 raise DataError(f"{name}, line {number}: no JSON ({error})") from error
             if not isinstance(row, dict):
@@ -320,10 +347,10 @@ def read_values(
             value = row.get(key)
             try:
                 values[key] = float("nan" if value is None or isinstance(value, bool) else value)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 values[key] = math.nan
             if not math.isfinite(values[key]):
-                what = f"its {key} is {value!r}" if key in row else f"it has no {key}"
+                what = f"its {key} is {repr(value)[:40]}" if key in row else f"it has no {key}"
                 raise DataError(
                     f"{name}, line {number}: {what}; a finite number is needed, as `adtr predict` writes it"
                 )

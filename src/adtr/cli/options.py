@@ -16,8 +16,12 @@ import click
 from adtr.config import Setting, Size, read_config_file, settings
 from adtr.errors import AdtrError
 from adtr.files import check_writable
+from adtr.locks import hold_folder
+from adtr.report.html import printable
 
 if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
     from adtr.data.loading import SkippedImage
     from adtr.progress import Progress
 
@@ -97,6 +101,11 @@ unsure_rate_option = click.option(
     metavar="X",
     help="Share of good images that may be called unsure or anomalous; 0: every verdict is sure.",
 )
+track_option = click.option(
+    "--track",
+    metavar="TOOL[:WHERE]",
+    help="Tell tensorboard[:DIR], mlflow[:URI] or wandb[:DIR] of it; wandb is offline unless WANDB_MODE=online.",
+)
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress and no summary on stderr.")
 
 
@@ -112,26 +121,64 @@ def check_output_file(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def work_folder(output: Path) -> Iterator[Path]:
-    """The folder for checkpoints beside a model that is being made, which must be replaceable.
+def work_folder(output: Path, fabric: Fabric | None = None) -> Iterator[Path]:
+    """The folder for checkpoints beside a model that is being made, which must be replaceable and nobody else's work.
 
     It goes once the model is there. What holds a checkpoint stays for --resume; an empty one is of no use to anybody.
+    Of several processes the first one sees to all that.
 
     Raises:
-        AdtrError: the output is something else than a model, or cannot be written.
+        AdtrError: the output is something else than a model, cannot be written, or is being written.
     """
     from adtr.store import check_replaceable
 
     check_replaceable(output)
-    work = output.with_name(f"{output.name}.unfinished")
-    check_writable(work)
-    try:
+    work = _work_folder(output)
+    if fabric is not None and not fabric.is_global_zero:
         yield work
-    except BaseException:
-        if not any(work.iterdir()):
-            shutil.rmtree(work, ignore_errors=True)
-        raise
-    shutil.rmtree(work, ignore_errors=True)
+        return
+    check_writable(work)
+    with hold_folder(work, output=output):
+        try:
+            yield work
+        except BaseException:
+            with contextlib.suppress(OSError):
+                work.rmdir()
+            raise
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def work_folder_of_others(output: Path) -> Iterator[None]:
+    """For the process that starts those which have the work folder: fails early, and tidies up if they were killed.
+
+    Raises:
+        AdtrError: the output is something else than a model.
+    """
+    from adtr.store import check_replaceable
+
+    check_replaceable(output)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            _work_folder(output).rmdir()
+
+
+def _work_folder(output: Path) -> Path:
+    return output.with_name(f"{output.name}.unfinished")
+
+
+@contextlib.contextmanager
+def hold_output(folder: Path) -> Iterator[None]:
+    """Be the only one who writes into an output folder.
+
+    Raises:
+        AdtrError: another process does, or it cannot be made.
+    """
+    check_writable(folder)
+    with hold_folder(folder):
+        yield
 
 
 @contextlib.contextmanager
@@ -170,7 +217,7 @@ def report_skipped(skipped: Sequence[SkippedImage]) -> None:
     if skipped:
         click.echo(f"adtr: skipped {len(skipped)} unreadable image(s):", err=True)
         for image in skipped:
-            click.echo(f"  {image.path}: {image.reason}", err=True)
+            click.echo(printable(f"  {image.path}: {image.reason}"), err=True)
 
 
 def to_json(values: object) -> str:

@@ -204,8 +204,10 @@ def find_images(paths: tuple[Path, ...]) -> list[tuple[Path, Path]]:
     for path in paths:
         if path.is_dir():
             found += [(image, image.relative_to(path)) for image in list_images(path, recursive=True)]
-        elif path.exists():
+        elif path.is_file():
             found.append((path, Path(path.name)))
+        elif path.exists():
+            raise DataError(f"{path} is neither a file nor a folder; a pipe or a device cannot be read as an image")
         else:
             raise DataError(f"no such file or folder: {path}")
     if not found:

@@ -14,6 +14,7 @@ import click
 from adtr.cli.options import (
     device_option,
     false_alarm_rate_option,
+    hold_output,
     quiet_option,
     say,
     unsure_rate_option,
@@ -62,8 +63,10 @@ def command(
     Appends a JSON line for each image to results.jsonl, which is also the memory: after a restart the watch goes on
     where it was. A model that is replaced on disk is loaded anew. SIGTERM and Ctrl-C finish the image in work.
     """
-    from adtr.watching import FolderWatch
+    from adtr.watching import FolderWatch, check_apart
 
+    check_apart(folder, output)
+    click.get_current_context().with_resource(hold_output(output))
     watch = FolderWatch(folder, output, sort=sort)
 
     from adtr.detector import AnomalyDetector

@@ -1,6 +1,5 @@
 """Reads drawn annotations: COCO and LabelMe."""
 
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from adtr.data.folder import GOOD_NAMES
 from adtr.data.images import MAX_PIXELS
 from adtr.data.shapes import LINE_WIDTH, Outline, Patch, Points, Region, Runs, Shapes
 from adtr.errors import DataError
+from adtr.files import parse_json, read_bounded
 
 MAX_BYTES = 512 * 2**20
 
@@ -43,14 +43,12 @@ def read_json(path: Path) -> object:
     """
     with _explained(path):
         try:
-            if (size := path.stat().st_size) > MAX_BYTES:
-                raise ValueError(f"{size} bytes exceed the limit of {MAX_BYTES}")
-            data = path.read_bytes()
+            data = read_bounded(path, MAX_BYTES)
         except OSError as error:
             raise ValueError(error.strerror or str(error)) from error
         try:
-            return json.loads(data)
-        except (ValueError, RecursionError) as error:
+            return parse_json(data)
+        except ValueError as error:
             raise ValueError(f"not JSON ({error})") from error
 
 
@@ -160,7 +158,7 @@ def _known(record: object, key: str, known: dict[object, Any], where: str) -> ob
     if not isinstance(identity, int | str):
         raise ValueError(f"{where} has no {key!r}")
     if identity not in known:
-        raise ValueError(f"{where} has an unknown {key!r}: {identity!r}")
+        raise ValueError(f"{where} has an unknown {key!r}: {repr(identity)[:100]}")
     return identity
 
 

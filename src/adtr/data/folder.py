@@ -8,6 +8,7 @@ from pathlib import Path
 
 from adtr.data.images import IMAGE_SUFFIXES
 from adtr.errors import DataError, ImageError
+from adtr.files import file_sha256
 
 GOOD = "good"
 GOOD_NAMES = ("good", "ok", "normal")
@@ -123,7 +124,7 @@ def content_hash(path: str | os.PathLike[str]) -> str:
         ImageError: The file cannot be read.
     """
     try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+        return file_sha256(Path(path))[:16]
     except OSError as error:
         raise ImageError(f"cannot read image {path}: {error.strerror or error}") from error
 

@@ -22,6 +22,7 @@ _MAX_REGIONS = 32  # a gray mask of more values is not numbered, but soft
 
 # Only these decoders are tried, whatever the suffix says: an EPS file named .png would else start Ghostscript.
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
+_FAX = {"group3", "group4", "tiff_ccitt"}
 _LOSSY_FORMATS = {"JPEG", "MPO", "WEBP"}
 
 _ACCEPTED = (
@@ -119,7 +120,7 @@ def read_mask(path: str | os.PathLike[str], size: tuple[int, int], *, fit: bool 
     Raises:
         ImageError: The file cannot be decoded, or has another size than its image (or, to fit, another aspect ratio).
     """
-    with _explained("mask", str(path)), _open(path) as image:
+    with _explained("mask", str(path)), _open(path, fax=True) as image:
         mask = _marked(image)
         if mask.shape == tuple(size):
             return mask
@@ -130,12 +131,13 @@ def read_mask(path: str | os.PathLike[str], size: tuple[int, int], *, fit: bool 
         return np.array(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
-def decode_mask(data: bytes, name: str) -> npt.NDArray[np.bool_]:
+def decode_mask(data: bytes, name: str, *, max_pixels: int | None = None) -> npt.NDArray[np.bool_]:
     """Reads which pixels a mask marks that lies in memory, by the rules of `read_mask`.
 
     Args:
         data: The bytes of an image file.
         name: What to call it in an error.
+        max_pixels: See `read_image`.
 
     Returns:
         An array (height, width) of the mask's own size, true where marked.
@@ -143,7 +145,7 @@ def decode_mask(data: bytes, name: str) -> npt.NDArray[np.bool_]:
     Raises:
         ImageError: The data cannot be decoded.
     """
-    with _explained("mask", name), _open(io.BytesIO(data)) as image:
+    with _explained("mask", name), _open(io.BytesIO(data), max_pixels, fax=True) as image:
         return _marked(image)
 
 
@@ -211,12 +213,16 @@ def _is_tensor(source: object) -> bool:
     return all(hasattr(source, name) for name in ("detach", "cpu", "numpy"))
 
 
-def _open(source: str | os.PathLike[str] | io.BytesIO, max_pixels: int | None = None) -> Image.Image:
+def _open(
+    source: str | os.PathLike[str] | io.BytesIO, max_pixels: int | None = None, *, fax: bool = False
+) -> Image.Image:
     image = Image.open(source if isinstance(source, io.BytesIO) else os.fspath(source), formats=_FORMATS)
     try:
         # Up to twice its own limit Pillow only warns. Warning filters belong to the whole process, so compare here.
         limits = (max_pixels, MAX_PIXELS, Image.MAX_IMAGE_PIXELS)
         _check_size(image.height, image.width, min(limit for limit in limits if limit is not None))
+        if not fax and image.info.get("compression") in _FAX:  # of a damaged one, libtiff prints a line for each row
+            raise ValueError("TIFF with fax compression (CCITT) is not read; save it with another")
     except ValueError:
         image.close()
         raise

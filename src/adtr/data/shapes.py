@@ -1,7 +1,9 @@
 """Drawn annotations, rasterised when their pixels are asked for."""
 
 import base64
+import math
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -14,6 +16,8 @@ from adtr.errors import ImageError
 
 LINE_WIDTH = 3
 """Of an open line or a point, in pixels."""
+MAX_OUTLINE = 5_000_000
+"""Length of all outlines of one image together, in pixels; Pillow needs a second for some millions."""
 
 Points: TypeAlias = tuple[tuple[float, float], ...]
 
@@ -35,10 +39,16 @@ class Outline:
             return float(np.ptp(x) * np.ptp(y))
         return float(np.hypot(np.diff(x), np.diff(y)).sum()) * LINE_WIDTH
 
+    def length(self, size: tuple[int, int], scale: tuple[float, float]) -> float:
+        """How far its outline goes inside an image of (width, height), in pixels; the longer, the slower to draw."""
+        points = np.clip(np.array([*self.points, self.points[0]]) * scale, 0, size)
+        return float(np.abs(np.diff(points, axis=0)).max(axis=1).sum())
+
     def draw(self, canvas: Image.Image, scale: tuple[float, float]) -> None:
         """Marks every pixel that it touches."""
         points = np.clip(np.array(self.points) * scale, -(2**28), 2**28)  # Pillow's coordinates are 32-bit integers
-        pixels = [(int(x), int(y)) for x, y in np.floor(points)]
+        pixels = [pixel for pixel, _ in groupby((int(x), int(y)) for x, y in np.floor(points))]
+        pixels = pixels if len(pixels) > 1 else pixels * 2  # Pillow draws no single point
         drawing = ImageDraw.Draw(canvas)
         if self.kind == "polygon":
             drawing.polygon(pixels, fill=1)
@@ -89,7 +99,13 @@ class Patch:
         except ValueError as error:
             raise ImageError(f"cannot read mask {self.name}: {error}") from error
         (left, top), (right, bottom) = self.corners
-        _stamp(canvas, decode_mask(data, self.name), (int(min(left, right)), int(min(top, bottom))), scale)
+        pixels = math.ceil(canvas.width / scale[0]) * math.ceil(canvas.height / scale[1])
+        _stamp(
+            canvas,
+            decode_mask(data, self.name, max_pixels=pixels),
+            (int(min(left, right)), int(min(top, bottom))),
+            scale,
+        )
 
 
 Region: TypeAlias = Outline | Runs | Patch
@@ -119,8 +135,8 @@ class Shapes:
             An array (height, width), true where marked.
 
         Raises:
-            ImageError: The annotations were made for another aspect ratio (by more than 2 %), or hold a mask that
-                cannot be decoded.
+            ImageError: The annotations were made for another aspect ratio (by more than 2 %), hold a mask that cannot
+                be decoded, or outlines longer than `MAX_OUTLINE`.
         """
         drawn_for = self.size or size
         if not same_aspect_ratio(drawn_for, size):
@@ -128,9 +144,15 @@ class Shapes:
                 f"cannot use annotations {self.source}: they are for an image of {drawn_for[0]} x {drawn_for[1]} "
                 f"pixels, but the image is {size[0]} x {size[1]} pixels (height x width)"
             )
-        canvas = Image.new("L", (size[1], size[0]))
+        canvas, scale = Image.new("L", (size[1], size[0])), (size[1] / drawn_for[1], size[0] / drawn_for[0])
+        length = sum(region.length(canvas.size, scale) for region in self.regions if isinstance(region, Outline))
+        if length > MAX_OUTLINE:
+            raise ImageError(
+                f"cannot use annotations {self.source}: outlines of {length:.0f} pixels exceed the limit of "
+                f"{MAX_OUTLINE}"
+            )
         for region in self.regions:
-            region.draw(canvas, (size[1] / drawn_for[1], size[0] / drawn_for[0]))
+            region.draw(canvas, scale)
         return np.asarray(canvas) != 0
 
 

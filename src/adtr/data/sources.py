@@ -5,6 +5,10 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import ArrayLike
+
+from adtr.data.datasets import DatasetImages, good_images, is_dataset
 from adtr.data.folder import Dataset, content_hash, list_images, open_dataset
 from adtr.data.loading import LoadedImage
 from adtr.errors import AdtrError, DataError
@@ -16,9 +20,15 @@ def as_sources(images: object) -> Sequence[object]:
     Raises:
         DataError: there is none.
     """
+    if hasattr(images, "to_numpy"):  # a column of pandas or polars
+        images = images.to_numpy()
     if isinstance(images, str | os.PathLike):
         path = Path(images)
         sources: Sequence[object] = list_images(path, recursive=True) if path.is_dir() else [path]
+    elif is_dataset(images):
+        sources = DatasetImages(images)
+    elif isinstance(images, np.ndarray) and images.dtype.kind in "OUT" and images.ndim and images.size == len(images):
+        sources = images.ravel().tolist()  # paths, or images of several sizes
     elif isinstance(images, Sequence) and not isinstance(images, bytes):
         sources = images
     elif getattr(images, "ndim", None) == 4:
@@ -42,12 +52,31 @@ def training_sources(images: object) -> tuple[Sequence[object], Path | None]:
     if isinstance(images, str | os.PathLike) and not Path(images).is_file():
         dataset = open_dataset(images)
     if dataset is None:
-        return as_sources(images), None
+        return good_images(images) if is_dataset(images) else as_sources(images), None
     if not dataset.train:
         raise DataError(
             f"no good images to learn from in {dataset.root}: expected train/good/, good/, or images inside"
         )
     return [sample.path for sample in dataset.train], dataset.root
+
+
+def labelled_good(sources: Sequence[object], y: ArrayLike) -> Sequence[object]:
+    """The good ones of labelled images.
+
+    Args:
+        sources: n images.
+        y: 1 for good, -1 for anomalous, (n,).
+
+    Raises:
+        DataError: `y` holds something else, or none is good.
+    """
+    labels = np.asarray(y)
+    if labels.shape != (len(sources),) or not np.isin(labels, (1, -1)).all():
+        raise DataError(f"y must hold 1 for good or -1 for anomalous for each of the {len(sources)} images")
+    good = [source for source, label in zip(sources, labels, strict=True) if label == 1]
+    if not good:
+        raise DataError("y marks no image as good")
+    return good
 
 
 def external_sources(images: object) -> Sequence[object]:
@@ -81,7 +110,8 @@ def in_batches(images: Iterator[LoadedImage], size: int) -> Iterator[list[Loaded
 
 
 def loaded_hash(image: LoadedImage) -> str:
-    """Of the file where there is one, else of the pixels at network size; see `content_hash`."""
+    """Of the file, or of its bytes, where there is one, else of the pixels at network size; see `content_hash`."""
     if image.path is not None:
         return content_hash(image.path)
-    return hashlib.sha256(image.pixels.tobytes()).hexdigest()[:16]
+    data = image.source if isinstance(image.source, bytes) else image.pixels.tobytes()
+    return hashlib.sha256(data).hexdigest()[:16]

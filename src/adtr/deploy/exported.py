@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -58,19 +60,28 @@ class ExportedDetector(Predictor):
         except ConfigError:
             raise
         except Exception as error:  # neither runtime's errors have a class of their own
-            reason = " ".join(str(error).split())[:200]
-            raise ModelError(f"{path} cannot be run here ({reason}); export it again with this adtr") from error
+            raise ModelError(f"{path} cannot be run here ({_reason(error)}); export it again") from error
         return cls(sealed, runtime)
 
     def __repr__(self) -> str:
         return f"ExportedDetector({str(self.path)!r})"
 
     def _compare(self, batch: Sequence[LoadedImage]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        scores, maps = self._runtime(np.stack([image.pixels for image in batch]), ["score", "score_map"])
-        return scores, maps
+        try:
+            scores, maps = self._runtime(np.stack([image.pixels for image in batch]), ["score", "score_map"])
+        except Exception as error:  # see `load`
+            raise ModelError(f"{self.path} cannot be run here ({_reason(error)}); export it again") from error
+        if scores.shape != (len(batch),) or maps.ndim != 3 or len(maps) != len(batch) or not maps.size:
+            raise ModelError(f"{self.path} gives no score and map of each image; export it again")
+        return scores.astype(np.float32), maps.astype(np.float32)
 
     def _require_fitted(self) -> None:
         """An exported detector always is."""
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())[:200]
+    return "".join(character for character in text if character.isprintable()) or type(error).__name__
 
 
 def onnx_runtime(model: bytes) -> Runtime:
@@ -83,6 +94,7 @@ def onnx_runtime(model: bytes) -> Runtime:
         import onnxruntime
     except ImportError as error:
         raise ConfigError("ONNX files need onnxruntime: pip install 'adtr[onnx]'") from error
+    onnxruntime.disable_telemetry_events()  # of the builds for Windows
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
     options.intra_op_num_threads = _threads()
@@ -95,16 +107,27 @@ def onnx_runtime(model: bytes) -> Runtime:
     return run
 
 
+def import_openvino() -> ModuleType:
+    """OpenVINO, kept from telling its makers: its telemetry would start a process that connects to them.
+
+    Raises:
+        ConfigError: OpenVINO is not installed.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # as if it were not installed
+    try:
+        import openvino
+    except ImportError as error:
+        raise ConfigError("OpenVINO models need openvino: pip install 'adtr[openvino]'") from error
+    return openvino
+
+
 def openvino_runtime(xml: bytes, weights: bytes, size: tuple[int, int] | None = None) -> Runtime:
     """An OpenVINO model; for images of one size, where it is given, which is faster.
 
     Raises:
         ConfigError: OpenVINO is not installed.
     """
-    try:
-        import openvino
-    except ImportError as error:
-        raise ConfigError("OpenVINO models need openvino: pip install 'adtr[openvino]'") from error
+    openvino = import_openvino()
     core = openvino.Core()
     model = core.read_model(xml, weights)
     if size is not None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adtr.calibration import Thresholds
-from adtr.deploy.exported import INPUT, Runtime, onnx_runtime, openvino_runtime
+from adtr.deploy.exported import INPUT, Runtime, import_openvino, onnx_runtime, openvino_runtime
 from adtr.deploy.graph import DetectorGraph, Outputs, export_program
 from adtr.deploy.sealed import KEY, seal_onnx, seal_xml, weights_path
 from adtr.errors import ConfigError
@@ -89,8 +89,7 @@ class OpenVinoDraft(OnnxDraft):
         replace_file(path, seal_xml(xml, weights))
 
     def _serialize(self, metadata: dict[str, Any]) -> tuple[bytes, bytes]:
-        import openvino
-
+        openvino = import_openvino()
         with tempfile.TemporaryDirectory() as name:
             source, target = Path(name, "model.onnx"), Path(name, "model.xml")
             source.write_bytes(self.model.SerializeToString())

@@ -79,16 +79,21 @@ def resize(images: Tensor, size: Size) -> Tensor:
     Returns:
         (B, 3, height, width) float32 with whole values, 0..255.
     """
-    planes = images.permute(0, 3, 1, 2).double()
-    rows, columns = _weights(images.shape[1], size[0]), _weights(images.shape[2], size[1])
-    return _rounded(rows @ _rounded(planes @ columns.T)).float()
+    return resize_planes(images.permute(0, 3, 1, 2), size)
 
 
-def _weights(source: int, target: int) -> Tensor:
+def resize_planes(planes: Tensor, size: Size) -> Tensor:
+    """The same of planes (..., H, W) with whole values, 0..255, of any type; (..., height, width) float32."""
+    height, width = planes.shape[-2:]
+    rows, columns = _weights(height, size[0], planes.device), _weights(width, size[1], planes.device)
+    return _rounded(rows @ _rounded(planes.double() @ columns.T)).float()
+
+
+def _weights(source: int, target: int, device: torch.device) -> Tensor:
     """Triangles as wide as two source pixels, or as two target pixels where the image shrinks, (target, source)."""
-    pixels = torch.arange(source, dtype=torch.float64) + 0.5
+    pixels = torch.arange(source, dtype=torch.float64, device=device) + 0.5
     scale = (pixels[-1] + 0.5) / target  # the number of source pixels as a tensor: it varies in an exported graph
-    centers = (torch.arange(target, dtype=torch.float64) + 0.5) * scale
+    centers = (torch.arange(target, dtype=torch.float64, device=device) + 0.5) * scale
     distances = (pixels - centers.unsqueeze(1)).abs() / scale.clamp_min(1)
     weights = (1 - distances).clamp_min(0)
     return _rounded(weights / weights.sum(dim=1, keepdim=True) * 2**22) / 2**22

@@ -19,9 +19,10 @@ from xml.etree import ElementTree as ET
 from adtr.calibration import Calibration
 from adtr.config import Config
 from adtr.errors import ModelError
+from adtr.files import parse_json, read_bounded
 from adtr.store import check_record
 
-FORMAT = 1
+FORMAT = 2
 MAX_BYTES = 1 << 30
 KEY, DIGEST_KEY = "adtr", "adtr_sha256"
 
@@ -90,15 +91,19 @@ def read_sealed(path: Path) -> SealedModel:
         if not is_sealed or not _DIGEST.fullmatch(digest):
             raise ValueError("it has no seal at its end")
         text = _onnx_metadata(memoryview(covered)) if weights is None else _xml_metadata(covered)
-        metadata = json.loads(text)
+        metadata = parse_json(text)
+        if type(metadata["format"]) is not int:
+            raise TypeError("its format is no whole number")
         if metadata["format"] > FORMAT:
             raise ModelError(f"{path} was written by a newer adtr (format {metadata['format']}); update adtr")
+        if metadata["format"] < FORMAT:
+            raise ModelError(f"{path} was written by an older adtr (format {metadata['format']}); export it anew")
         config = Config.from_dict(metadata["config"])
         calibration = check_record(metadata)
     except ModelError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, ET.ParseError) as error:  # ConfigError is a ValueError
-        reason = " ".join(str(error).split())
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, ET.ParseError) as error:
+        reason = " ".join(str(error).split())[:300]  # a ConfigError is a ValueError
         raise ModelError(f"{path} is not a file that `adtr export` wrote ({reason})") from error
     if hashlib.sha256(covered + (weights or b"")).hexdigest() != digest.decode():
         raise ModelError(f"{path} is not what was exported (its SHA-256 differs); export or copy it again")
@@ -109,9 +114,7 @@ def read_sealed(path: Path) -> SealedModel:
 
 def _read(path: Path) -> bytes:
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ModelError(f"{path} is larger than {MAX_BYTES >> 20} MiB, more than any model that adtr exports")
-        return path.read_bytes()
+        return read_bounded(path, MAX_BYTES)
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from error
 

@@ -46,10 +46,11 @@ class Plan:
     def config(self, row: Row, preset: str | None, given: Mapping[str, Any], seed: int) -> Config:
         """The configuration of a run: the preset, the setup, what was given, and what makes the row.
 
-        The paper trains on all good images; two are held out here, the fewest that a threshold can be set with.
+        The paper trains on all good images; two are held out here, the fewest that a threshold can be set with. And
+        it remembers no patches.
         """
-        held_out = {"holdout": 0, "holdout_min": 2}
-        values = {**held_out, **self.setup, **given, **row.changes, "seed": seed}
+        as_in_the_paper = {"holdout": 0, "holdout_min": 2, "memory_size": 0}
+        values = {**as_in_the_paper, **self.setup, **given, **row.changes, "seed": seed}
         return load_preset(preset or self.preset).override(**values)
 
     def with_backbones(self, names: Sequence[str]) -> Plan:

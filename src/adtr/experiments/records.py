@@ -14,7 +14,7 @@ from typing import Any
 
 from adtr.config import Config
 from adtr.errors import AdtrError
-from adtr.files import check_writable, replace_file
+from adtr.files import append_line, check_writable, open_lines, parse_json
 
 FILE = "results.jsonl"
 Record = dict[str, Any]
@@ -37,20 +37,14 @@ class Records:
         self.records: list[Record] = list(self._read())
         others = {record["experiment"] for record in self.records} - {experiment}
         if others:
-            raise AdtrError(f"{self.path} holds results of {min(others)}; choose another --output")
+            raise AdtrError(f"{self.path} holds results of {min(map(str, others))[:100]}; choose another --output")
 
     def _read(self) -> Iterator[Record]:
-        if not self.path.is_file():
-            return
-        lines = self.path.read_text("utf-8").splitlines()
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(open_lines(self.path), 1):
             try:
-                record = json.loads(line)
-                record["experiment"], record["category"], record["seed"], record["row"], dict(record["config"])
-            except (ValueError, KeyError, TypeError) as error:
-                if number == len(lines):  # the machine went down while it was written; that run is done again
-                    replace_file(self.path, "".join(f"{line}\n" for line in lines[:-1]))
-                    return
+                record = parse_json(line)
+                {record["experiment"], record["category"], record["seed"], record["row"]}, dict(record["config"])
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise AdtrError(f"line {number} of {self.path} is no result; remove it") from error
             yield record
 
@@ -77,12 +71,9 @@ class Records:
         return next((r for r in self.records if (r["category"], r["seed"], r["row"]) == key), None)
 
 
-def append_line(path: Path, record: Record) -> None:
-    """Add a run to the file in one write, which several processes may do at a time."""
-    line = (json.dumps(_finite(record)) + "\n").encode()
-    with path.open("ab", buffering=0) as file:
-        file.write(line)
-        os.fsync(file.fileno())
+def append_record(path: Path, record: Record) -> None:
+    """Add a run to the file, which several processes may do at a time."""
+    append_line(path, json.dumps(_finite(record)))
 
 
 def plain_config(config: Config) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from adtr.config import Config
 from adtr.errors import AdtrError, ConfigError
 from adtr.experiments.plans import Plan, Row
-from adtr.experiments.records import FILE, Record, Records, append_line, machine, peak_memory, plain_config
+from adtr.experiments.records import FILE, Record, Records, append_record, machine, peak_memory, plain_config
 from adtr.experiments.subjects import Subject, Subjects
 from adtr.jobs import affordable_jobs, in_processes
 from adtr.progress import Progress
@@ -178,7 +178,7 @@ def run_category(
     for seed, row in sorted(runs, key=lambda run: str(request.config(run[1], 0).embedding)):
         reader.keep(request.config(row, seed).embedding, subject.train, subject.test)
         record = _run(request, subject, seed, row, reader, folder)
-        append_line(request.output / FILE, record)
+        append_record(request.output / FILE, record)
         ended(record)
     shutil.rmtree(folder, ignore_errors=True)
 

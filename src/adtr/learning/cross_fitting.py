@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +19,12 @@ from adtr.training.batches import GoodImages
 from adtr.training.feature_cache import FeatureCache
 from adtr.training.features import score_cached
 from adtr.training.loop import TrainingRecord, train
+from adtr.training.remembering import remember
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from adtr.tracking import Tracker
 
 
 def train_on_good(
@@ -31,8 +38,10 @@ def train_on_good(
     resume: bool = False,
     progress: Progress | None = None,
     after_step: Callable[[int], None] | None = None,
+    fabric: Fabric | None = None,
+    tracker: Tracker | None = None,
 ) -> TrainingRecord:
-    """Standardise the features where the configuration says so, and train the reconstruction (Section 3.2).
+    """Standardise the features where the configuration says so, train the reconstruction (Section 3.2), and remember.
 
     Args:
         network: is trained in place.
@@ -44,6 +53,8 @@ def train_on_good(
         resume: go on from a checkpoint there.
         progress: told of every step.
         after_step: see `train`.
+        fabric: see `train`.
+        tracker: see `train`.
 
     Raises:
         ModelError: the checkpoint belongs to another run.
@@ -53,7 +64,7 @@ def train_on_good(
         mean, std = cache.statistics(index)
         network.feature_mean.copy_(mean)
         network.feature_std.copy_(std)
-    return train(
+    record = train(
         network,
         GoodImages(network, cache, index),
         config,
@@ -63,7 +74,11 @@ def train_on_good(
         resume=resume,
         progress=progress,
         after_step=after_step,
+        fabric=fabric,
+        tracker=tracker,
     )
+    remember(network, cache, index, config.seed)
+    return record
 
 
 def cross_fit(
@@ -76,6 +91,7 @@ def cross_fit(
     checkpoint: Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    fabric: Fabric | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Score every image by a network that learned from the other folds.
 
@@ -88,6 +104,7 @@ def cross_fit(
         checkpoint: folder for checkpoints.
         resume: go on from checkpoints there.
         progress: told of every step.
+        fabric: see `train`.
 
     Returns:
         Image scores (n,) and score maps (n, h, w).
@@ -112,6 +129,7 @@ def cross_fit(
             checkpoint=checkpoint / f"fold-{fold}" if checkpoint else None,
             resume=resume,
             progress=progress,
+            fabric=fabric,
         )
-        scores[judged], maps[judged] = score_cached(other, cache, torch.from_numpy(judged))
+        scores[judged], maps[judged] = score_cached(other, cache, torch.from_numpy(judged), fabric)
     return scores, maps

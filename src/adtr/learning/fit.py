@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,7 +23,12 @@ from adtr.device import choose_device, choose_precision
 from adtr.learning.cross_fitting import cross_fit, train_on_good
 from adtr.learning.learned import Learned, Reader
 from adtr.model.network import ADTR
+from adtr.training.feature_cache import FeatureCache
 from adtr.training.features import score_cached
+from adtr.training.processes import fabric_precision
+
+if TYPE_CHECKING:
+    from adtr.tracking import Tracker
 
 Observer = Callable[[ADTR, int], None]
 """Is called with the network, in eval mode, and the number of steps done."""
@@ -41,6 +46,7 @@ def fit(
     work_folder: Path | None,
     resume: bool,
     observer: Observer | None = None,
+    tracker: Tracker | None = None,
 ) -> Learned:
     """Train on most of the good images, set the thresholds with the others; with folds, each image serves both.
 
@@ -48,13 +54,14 @@ def fit(
         config: the whole configuration.
         sources: good images, in any form that `read_image` accepts.
         root: the folder that they came from, if there is one.
-        device: by name; see `choose_device`.
+        device: by name; see `choose_device`. The reader's Fabric, where it has one, has its own.
         backbone_weights: see `create_backbone`.
         reader: reads the images.
         keep_features: keep the images' features.
         work_folder: for checkpoints.
         resume: go on from a checkpoint there.
         observer: is shown the network before and after every step; what it may not do is change it.
+        tracker: told of the losses; not of those of the folds.
 
     Raises:
         DataError: too few images, or unreadable ones.
@@ -64,13 +71,62 @@ def fit(
     started = time.perf_counter()
     seed = config.training.seed
     split_holdout(len(sources), config.calibration, seed)  # too few images fail before any work
-    chosen = choose_device(device)
+    fabric = reader.fabric
+    chosen = fabric.device if fabric else choose_device(device)
+    precision = fabric_precision(fabric) if fabric else choose_precision(config.training.precision, chosen)
     torch.manual_seed(seed)
-    network = ADTR(config, backbone_weights).place(chosen, choose_precision(config.training.precision, chosen))
-
+    network = ADTR(config, backbone_weights).place(chosen, precision)
     embedded = reader.embed(network, sources)
-    cache, hashes = embedded.cache, embedded.hashes
-    training, held_out = split_holdout(len(cache), config.calibration, seed)
+    return learn(
+        network,
+        embedded.cache,
+        embedded.hashes,
+        root,
+        reader=reader,
+        keep_features=keep_features,
+        work_folder=work_folder,
+        resume=resume,
+        observer=observer,
+        tracker=tracker,
+        started=started,
+    )
+
+
+def learn(
+    network: ADTR,
+    cache: FeatureCache,
+    hashes: list[str],
+    root: Path | None,
+    *,
+    reader: Reader,
+    keep_features: bool,
+    work_folder: Path | None,
+    resume: bool,
+    observer: Observer | None = None,
+    tracker: Tracker | None = None,
+    started: float,
+) -> Learned:
+    """The part of `fit` after the images became features.
+
+    Args:
+        network: untrained; is trained in place.
+        cache: features of the good images; is closed unless they are kept.
+        hashes: of the images' contents, in the same order.
+        root: see `fit`.
+        reader: read the images.
+        keep_features: see `fit`.
+        work_folder: see `fit`.
+        resume: see `fit`.
+        observer: see `fit`.
+        tracker: see `fit`.
+        started: when the work began, by `time.perf_counter`.
+
+    Raises:
+        DataError: too few images.
+        ModelError: the checkpoint belongs to another run.
+    """
+    config, chosen, fabric = network.config, network.feature_mean.device, reader.fabric
+    training, held_out = split_holdout(len(cache), config.calibration, config.training.seed)
     embedding_seconds = time.perf_counter() - started
     data_fingerprint = hashlib.sha256("".join(hashes).encode()).hexdigest()
     how: dict[str, Any] = {
@@ -78,14 +134,15 @@ def fit(
         "checkpoint": work_folder,
         "resume": resume,
         "progress": reader.progress,
+        "fabric": fabric,
     }
     folds = config.calibration.folds
     if folds:
         scores, maps = cross_fit(network, cache, folds, config.training, **how)
     after_step = partial(observer, network) if observer is not None else None
-    record = train_on_good(network, cache, training, config.training, after_step=after_step, **how)
+    record = train_on_good(network, cache, training, config.training, after_step=after_step, tracker=tracker, **how)
     if not folds:
-        scores, maps = score_cached(network, cache, torch.from_numpy(held_out))
+        scores, maps = score_cached(network, cache, torch.from_numpy(held_out), fabric)
     features = cache.features[: len(cache)] if keep_features else None
     if not keep_features:
         cache.close()
@@ -107,6 +164,7 @@ def fit(
         "training": {
             **asdict(record),
             "device": str(chosen),
+            "processes": fabric.world_size if fabric else 1,
             "embedding_seconds": embedding_seconds,
             "total_seconds": time.perf_counter() - started,
         },

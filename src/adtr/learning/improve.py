@@ -36,9 +36,11 @@ from adtr.training.batches import GoodImages
 from adtr.training.feature_cache import FeatureCache
 from adtr.training.features import score_cached
 from adtr.training.loop import train
+from adtr.training.remembering import remember
 
 if TYPE_CHECKING:
     from adtr.detector import AnomalyDetector
+    from adtr.tracking import Tracker
 
 Labels = Literal["auto", "pixel", "image"]
 
@@ -91,6 +93,7 @@ def improve(
     reader: Reader,
     work_folder: Path | None,
     resume: bool,
+    tracker: Tracker | None = None,
 ) -> tuple[Learned, Improvement]:
     """Train a copy of a detector's network on, set its thresholds anew, and judge it before and after.
 
@@ -122,10 +125,11 @@ def improve(
     sources: list[AnomalySource] = [source for source in (known, *made, external) if source]
 
     def judgement() -> tuple[Judgement, Calibration]:
-        scores, maps = score_cached(network, good.cache, good.held_out)
+        scores, maps = score_cached(network, good.cache, good.held_out, reader.fabric)
         anomaly_scores = np.empty(0, np.float32)
         if judged:
-            anomaly_scores, _ = score_cached(network, FeatureCache.of(judged.features), torch.arange(len(judged)))
+            everything = torch.arange(len(judged))
+            anomaly_scores, _ = score_cached(network, FeatureCache.of(judged.features), everything, reader.fabric)
         types = [sample.defect_type for sample in held_out]
         return judge(scores, maps, anomaly_scores, types, rate), Calibration.of(scores, maps)
 
@@ -141,7 +145,10 @@ def improve(
         checkpoint=work_folder,
         resume=resume,
         progress=reader.progress,
+        fabric=reader.fabric,
+        tracker=tracker,
     )
+    remember(network, good.cache, good.training, seed)  # some may be labelled as anomalies now, others new
     after, calibration = judgement()
     improvement = Improvement(
         sources=[source.name for source in sources],
@@ -160,7 +167,7 @@ def improve(
         "data": {**detector.metadata_["data"], **good.record()},
         "improvements": [*detector.metadata_.get("improvements", []), improvement.to_dict()],
     }
-    features = None if detector.features_ is None else good.cache.features[: len(good.cache)]  # kept as before
+    features = good.cache.features[: len(good.cache)] if detector.keeps_features_ else None
     return Learned(network=network, calibration=calibration, metadata=metadata, features=features), improvement
 
 

@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import socket
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata, util
@@ -75,6 +76,8 @@ class Backbone:
     network: nn.Module
     """(B, 3, h, w) normalised images to a list of level features (B, C_l, h_l, w_l)."""
     channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    """Of each level, pixels of the image for one position."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     source: str
@@ -148,6 +151,7 @@ def create_backbone(name: str, weights: str | os.PathLike[str] | None = None, *,
     return Backbone(
         network=network,
         channels=tuple(network.feature_info.channels()),
+        strides=tuple(network.feature_info.reduction()),
         mean=tuple(config.mean) if architecture not in PACKAGED else (0.5, 0.5, 0.5),
         std=tuple(config.std) if architecture not in PACKAGED else (0.5, 0.5, 0.5),
         source=source,
@@ -258,7 +262,9 @@ def read_state_dict(path: Path) -> StateDict:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of odd pickles; the error says enough
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError) as error:
         raise ModelError(f"cannot read the weights file {path}: {_one_line(error)}") from error
     except Exception as error:

@@ -43,6 +43,8 @@ class Embedding(nn.Module):
         """The backbone's weights as they were loaded, before anything is folded or rounded."""
         self.backbone = fold_batch_norm(backbone.network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.channels = sum(backbone.channels)
+        self.levels = tuple(zip(backbone.channels, backbone.strides, strict=True))
+        """Channels and stride of each level."""
         self.source = backbone.source
         self.sha256 = backbone.sha256
         self.register_buffer("mean", torch.tensor(backbone.mean).view(3, 1, 1) * 255, persistent=False)

@@ -12,6 +12,7 @@ from adtr.config import Config
 from adtr.device import keep_freed_memory
 from adtr.model.comparison import feature_difference, image_score, score_map
 from adtr.model.embedding import Embedding
+from adtr.model.memory import Memory
 from adtr.model.reconstruction import Reconstruction
 from adtr.model.variants import ConvolutionalReconstruction
 
@@ -22,7 +23,7 @@ class Comparison(NamedTuple):
     scores: Tensor
     """Image scores, (B,)."""
     maps: Tensor
-    """Score maps s(u) on the token grid, (B, H, W)."""
+    """Score maps s(u) on the token grid, (B, H, W), with the memory's share."""
 
 
 class ADTR(nn.Module):
@@ -42,6 +43,7 @@ class ADTR(nn.Module):
         self.embedding = Embedding(config.embedding, backbone_weights)
         channels = self.embedding.channels
         self.reconstruction = create_reconstruction(channels, config)
+        self.memory = Memory(self.embedding.levels, config.embedding.grid_size, config.comparison.memory_size)
         self.register_buffer("feature_mean", torch.zeros(channels))
         self.register_buffer("feature_std", torch.ones(channels))
 
@@ -66,11 +68,17 @@ class ADTR(nn.Module):
             reconstructed = self.reconstruction(features).float()
         return feature_difference(features, reconstructed)
 
+    def memory_distance(self, features: Tensor) -> Tensor:
+        """How far standardised features (B, N, C) are from the remembered ones, in the units of s(u), (B, H, W)."""
+        with torch.autocast(features.device.type, torch.bfloat16, enabled=self._autocast):
+            return self.memory(features)
+
     def compare(self, features: Tensor) -> Comparison:
         """Score standardised features (B, N, C)."""
         embedding, comparison = self.config.embedding, self.config.comparison
-        difference = self.difference(features)
-        maps = score_map(difference, embedding.grid_size)
+        maps = score_map(self.difference(features), embedding.grid_size)
+        if self.memory.is_filled:
+            maps = maps + comparison.memory_weight * self.memory_distance(features)
         return Comparison(image_score(maps, embedding.image_size, comparison.pool_size), maps)
 
     def forward(self, images: Tensor) -> Comparison:

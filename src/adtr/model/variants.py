@@ -117,6 +117,7 @@ def create_patches(image_size: Size, grid_size: Size) -> Backbone:
     return Backbone(
         network=Patches(patch),
         channels=(3 * patch[0] * patch[1],),
+        strides=(max(patch),),
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
         source="pixels",

@@ -11,6 +11,7 @@ import uuid
 from typing import Any
 from urllib.parse import urlsplit
 
+from h11 import LocalProtocolError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -66,7 +67,16 @@ class Envelope:
                 sent["X-Request-Id"] = request_id
                 for name, value in _HEADERS.items():
                     sent.setdefault(name, value)
-            await send(message)
+            try:
+                await send(message)
+            except LocalProtocolError as error:
+                if message["type"] != "http.response.start":
+                    raise
+                status = 0
+                told["error"] = "the request broke off HTTP"  # uvicorn has answered it with 400 and closes
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+                raise ClientDisconnect from error
 
         try:
             if self._local and (problem := _foreign(headers)):

@@ -71,7 +71,7 @@ class Uploads:
                 415, "send images as multipart/form-data, or one as the body with a Content-Type such as image/png"
             )
         length = request.headers.get("content-length", "")
-        if length.isdigit() and int(length) > self._limit:
+        if length.isdecimal() and int(length[:20]) > self._limit:
             raise self._too_large()
         taken = [0]
         try:

@@ -17,7 +17,7 @@ from adtr.config import ImprovementConfig
 from adtr.data.synthetic import SYNTHETIC
 from adtr.model.losses import image_loss, pixel_loss, pseudo_huber
 from adtr.model.network import ADTR
-from adtr.training.batches import Batch, GoodImages
+from adtr.training.batches import WHOLE, Batch, GoodImages
 
 
 def mask_on_grid(mask: NDArray[np.bool_], grid: tuple[int, int]) -> Tensor:
@@ -34,6 +34,10 @@ def mask_on_grid(mask: NDArray[np.bool_], grid: tuple[int, int]) -> Tensor:
     return functional.adaptive_max_pool2d(pixels[None, None], grid).flatten()
 
 
+Share = slice | NDArray[np.bool_]
+"""Which anomalies of a batch this process takes."""
+
+
 class AnomalySource(Protocol):
     """Where the anomalies of a training come from."""
 
@@ -45,8 +49,8 @@ class AnomalySource(Protocol):
     def fingerprint(self) -> str:
         """Tells this source from others, so that a checkpoint of others is refused."""
 
-    def draw(self, count: int, rng: np.random.Generator) -> Batch:
-        """So many anomalies; an equal generator gives equal ones."""
+    def draw(self, count: int, rng: np.random.Generator, share: Share = WHOLE) -> Batch:
+        """So many anomalies, and of them those of the share; an equal generator gives equal ones."""
 
 
 class KnownAnomalies:
@@ -83,10 +87,10 @@ class KnownAnomalies:
     def __len__(self) -> int:
         return len(self.features)
 
-    def draw(self, count: int, rng: np.random.Generator) -> Batch:
+    def draw(self, count: int, rng: np.random.Generator, share: Share = WHOLE) -> Batch:
         """Some of them, without repetition where there are enough."""
         rows = np.concatenate([rng.permutation(len(self)) for _ in range(-(-count // len(self)))])[:count]
-        index = torch.from_numpy(rows)
+        index = torch.from_numpy(rows[share])
         device = self.network.feature_mean.device
         features = self.network.standardize(self.features[index].float().to(device))
         return Batch.anomalous(features, self.masks[index], self.has_mask[index])
@@ -109,8 +113,8 @@ class SyntheticAnomalies:
         self.image, self.images = image, images
         self.fingerprint = kind
 
-    def draw(self, count: int, rng: np.random.Generator) -> Batch:
-        """Anomalies on good images drawn at random."""
+    def draw(self, count: int, rng: np.random.Generator, share: Share = WHOLE) -> Batch:
+        """Anomalies on good images drawn at random. All are made, but only the share is embedded."""
         grid = self.network.config.embedding.grid_size
         pictures, masks = [], []
         for good, donor in rng.integers(self.images, size=(count, 2)):
@@ -118,9 +122,9 @@ class SyntheticAnomalies:
             pictures.append(picture)
             masks.append(mask_on_grid(mask, grid))
         device = self.network.feature_mean.device
-        features = self.network.embedding(torch.from_numpy(np.stack(pictures)).to(device))
-        has_mask = torch.ones(count, dtype=torch.bool)
-        return Batch.anomalous(self.network.standardize(features), torch.stack(masks), has_mask)
+        features = self.network.embedding(torch.from_numpy(np.stack(pictures)[share]).to(device))
+        has_mask = torch.ones(len(features), dtype=torch.bool)
+        return Batch.anomalous(self.network.standardize(features), torch.stack(masks)[share], has_mask)
 
 
 class GoodAndAnomalousImages:
@@ -145,18 +149,26 @@ class GoodAndAnomalousImages:
     def __len__(self) -> int:
         return len(self.good)
 
-    def batch(self, rows: Tensor, step: int) -> Batch:
-        """Good images, and as many anomalies as their share asks for."""
-        rng = np.random.default_rng([self.seed, step])
+    def batch_size(self, good: int) -> int:
+        """As many anomalies as their share asks for are added."""
         share = self.config.anomaly_share
-        anomalies = max(1, round(len(rows) * share / (1 - share)))
+        return good + max(1, round(good * share / (1 - share)))
+
+    def batch(self, rows: Tensor, step: int, share: slice = WHOLE) -> Batch:
+        """Good images, then anomalies."""
+        rng = np.random.default_rng([self.seed, step])
+        size = self.batch_size(len(rows))
+        anomalies = size - len(rows)
         # Where a step holds fewer anomalies than there are sources, they take turns.
         turns = np.arange(step * anomalies, (step + 1) * anomalies) % len(self.sources)
-        batch = self.good.batch(rows, step)
+        taken = np.zeros(size, bool)
+        taken[share] = True
+        batch = self.good.batch(rows, step, share)
         batch = replace(batch, has_mask=torch.full_like(batch.has_mask, self.by_pixel))
         for i, source in enumerate(self.sources):
-            if count := int((turns == i).sum()):
-                batch = batch + source.draw(count, rng)
+            mine = taken[len(rows) :][turns == i]
+            if len(mine):
+                batch = batch + source.draw(len(mine), rng, mine)
         return batch
 
     def loss(self, batch: Batch, reconstructed: Tensor) -> Tensor:

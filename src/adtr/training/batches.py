@@ -13,6 +13,8 @@ from adtr.model.losses import reconstruction_loss
 from adtr.model.network import ADTR
 from adtr.training.feature_cache import FeatureCache
 
+WHOLE = slice(None)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -69,8 +71,14 @@ class TrainingData(Protocol):
     def __len__(self) -> int:
         """Good images in an epoch."""
 
-    def batch(self, rows: Tensor, step: int) -> Batch:
-        """The batch of a step, which holds the good images `rows`; the same arguments give the same batch."""
+    def batch_size(self, good: int) -> int:
+        """Images in a batch that holds so many good ones."""
+
+    def batch(self, rows: Tensor, step: int, share: slice = WHOLE) -> Batch:
+        """The batch of a step, which holds the good images `rows`; the same arguments give the same batch.
+
+        Of a batch that several processes share, each takes the images of its `share`.
+        """
 
     def loss(self, batch: Batch, reconstructed: Tensor) -> Tensor:
         """One value per image, (B,)."""
@@ -91,9 +99,13 @@ class GoodImages:
     def __len__(self) -> int:
         return len(self.index)
 
-    def batch(self, rows: Tensor, step: int) -> Batch:  # noqa: ARG002 - the step decides nothing here
+    def batch_size(self, good: int) -> int:
+        """There are no others."""
+        return good
+
+    def batch(self, rows: Tensor, step: int, share: slice = WHOLE) -> Batch:  # noqa: ARG002 - the step decides nothing
         """Cached features of some of the good images."""
-        features = self.cache[self.index[rows]].to(self.network.feature_mean.device)
+        features = self.cache[self.index[rows[share]]].to(self.network.feature_mean.device)
         return Batch.normal(self.network.standardize(features))
 
     def loss(self, batch: Batch, reconstructed: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from adtr.errors import ModelError
-from adtr.files import replace_file
+from adtr.files import parse_json, replace_file
 
 FILE = "checkpoint.safetensors"
 
@@ -48,6 +49,7 @@ def save_checkpoint(
                     plain[where] = value
     header = {"fingerprint": fingerprint, "state": json.dumps(asdict(state)), "plain": json.dumps(plain)}
     tensors = {name: value.contiguous() for name, value in tensors.items()}
+    header["sha256"] = _digest(header, tensors)
     replace_file(folder / FILE, save(tensors, metadata=header))
 
 
@@ -68,18 +70,32 @@ def load_checkpoint(
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        state = Checkpoint(**json.loads(header["state"]))
-        plain = json.loads(header["plain"])
+        state = Checkpoint(**parse_json(header["state"]))
+        plain = dict(parse_json(header["plain"]))
+        if header["sha256"] != _digest(header, tensors):
+            raise ValueError("its SHA-256 differs")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"the checkpoint {path} is damaged; delete it, or fit without --resume") from error
     if header.get("fingerprint") != fingerprint:
         raise ModelError(f"the checkpoint {path} is of other images or another configuration; fit without --resume")
-    network.load_state_dict({n.removeprefix("network."): t for n, t in tensors.items() if n.startswith("network.")})
-    for i, optimizer in enumerate(optimizers):
-        restored: dict[int, dict[str, Any]] = {}
-        for where, value in {**tensors, **plain}.items():
-            if where.startswith(f"optimizer.{i}."):
-                _, _, key, name = where.split(".", 3)
-                restored.setdefault(int(key), {})[name] = value
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": restored})
+    try:
+        network.load_state_dict({n.removeprefix("network."): t for n, t in tensors.items() if n.startswith("network.")})
+        for i, optimizer in enumerate(optimizers):
+            restored: dict[int, dict[str, Any]] = {}
+            for where, value in {**tensors, **plain}.items():
+                if where.startswith(f"optimizer.{i}."):
+                    _, _, key, name = where.split(".", 3)
+                    restored.setdefault(int(key), {})[name] = value
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": restored})
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"the checkpoint {path} is damaged; delete it, or fit without --resume") from error
     return state
+
+
+def _digest(header: dict[str, str], tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of all that a checkpoint holds."""
+    digest = hashlib.sha256(json.dumps([header["fingerprint"], header["state"], header["plain"]]).encode())
+    for name in sorted(tensors):
+        digest.update(f"{name}{tensors[name].dtype}{list(tensors[name].shape)}".encode())
+        digest.update(tensors[name].flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from adtr.errors import AdtrError
+from adtr.training.processes import exchange
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 MEMORY_SHARE = 0.4
 """Features larger than this share of the machine's memory are kept in a memory-mapped file."""
@@ -42,32 +48,30 @@ class FeatureCache:
         memory_limit: int | None = None,
     ) -> None:
         shape = (images, tokens, channels)
-        count = images * tokens * channels
-        size = count * dtype.itemsize
+        size = math.prod(shape) * dtype.itemsize
         if memory_limit is None:
             memory_limit = int(MEMORY_SHARE * machine_memory())
         self._file: Path | None = None
         if size > memory_limit:
-            handle, name = tempfile.mkstemp(prefix="adtr-features-", dir=folder)
-            self._file = Path(name)
-            try:
-                _allocate(handle, size)
-            except OSError as error:
-                self._file.unlink()
-                raise AdtrError(
-                    f"no room for {size / 1e9:.1f} GB of features in {self._file.parent}: {error.strerror}; "
-                    "make room, or let TMPDIR name another folder"
-                ) from error
-            finally:
-                os.close(handle)
-            self.features = torch.from_file(name, shared=True, size=count, dtype=dtype).view(shape)
-            # On POSIX the mapping outlives the name: whatever ends the process, no file stays behind.
-            if os.name == "posix":
-                self._file.unlink()
-                self._file = None
+            file = create_file(size, folder)
+            self.features = map_file(file, shape, dtype)
+            self._file = _without_name(file)
         else:
             self.features = torch.empty(shape, dtype=dtype)
         self.filled = 0
+
+    @classmethod
+    def shared(cls, fabric: Fabric, images: int, tokens: int, channels: int, *, dtype: torch.dtype) -> FeatureCache:
+        """One whose features all processes of a machine see, in a file that the first of them makes; counts as full."""
+        size = images * tokens * channels * dtype.itemsize
+        made = create_file(size, None) if fabric.local_rank == 0 else None
+        known = exchange(fabric, [fabric.node_rank, str(made) if made else None])
+        path = next(Path(name) for node, name in known if node == fabric.node_rank and name is not None)
+        cache = cls.of(map_file(path, (images, tokens, channels), dtype))
+        fabric.barrier()
+        if made is not None:
+            cache._file = _without_name(made)  # noqa: SLF001 - of this very class
+        return cache
 
     @classmethod
     def of(cls, features: Tensor) -> FeatureCache:
@@ -118,6 +122,40 @@ class FeatureCache:
     def _chunks(self, index: Tensor, size: int = 64) -> Iterator[Tensor]:
         for start in range(0, len(index), size):
             yield self[index[start : start + size]]
+
+
+def create_file(size: int, folder: Path | None) -> Path:
+    """A new file of `size` bytes, in the system's temporary folder by default.
+
+    Raises:
+        AdtrError: no room for it.
+    """
+    handle, name = tempfile.mkstemp(prefix="adtr-features-", dir=folder)
+    path = Path(name)
+    try:
+        _allocate(handle, size)
+    except OSError as error:
+        path.unlink()
+        raise AdtrError(
+            f"no room for {size / 1e9:.1f} GB of features in {path.parent}: {error.strerror}; "
+            "make room, or let TMPDIR name another folder"
+        ) from error
+    finally:
+        os.close(handle)
+    return path
+
+
+def map_file(path: Path, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
+    """A file's contents as a tensor; what is written to it is written to the file."""
+    return torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=dtype).view(shape)
+
+
+def _without_name(file: Path) -> Path | None:
+    """On POSIX a mapping outlives its file's name: without it, whatever ends the process, no file stays behind."""
+    if os.name != "posix":
+        return file
+    file.unlink()
+    return None
 
 
 def _allocate(handle: int, size: int) -> None:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adtr.config import TrainingConfig
-from adtr.device import choose_precision
+from adtr.errors import ConfigError, ModelError, memory_for
 from adtr.model.network import ADTR
 from adtr.progress import Progress, Silent
 from adtr.training.batches import TrainingData
 from adtr.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from adtr.training.optimization import create_optimizers, learning_rate_factor, training_steps
+from adtr.training.processes import add_up, create_fabric, exchange, fabric_precision
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+    from adtr.tracking import Tracker
 
 CPU_PASS = 8
 """Images in one forward and backward pass on a CPU, where the activations of more fall out of the caches. Larger
@@ -47,22 +49,7 @@ class TrainingRecord:
     """Step at which the last process took over; 0 for an uninterrupted run."""
 
 
-def create_fabric(device: torch.device, precision: str) -> tuple[Fabric, str]:
-    """Fabric for one device, and the precision that `auto` became ("fp32" or "bf16")."""
-    from lightning_fabric import Fabric
-
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces its precision on stderr
-    precision = choose_precision(precision, device)
-    accelerator = device.type
-    devices: Any = [device.index] if device.index is not None and accelerator != "cpu" else 1
-    fabric = Fabric(
-        accelerator=accelerator,
-        devices=devices,
-        precision="bf16-mixed" if precision == "bf16" else "32-true",
-    )
-    return fabric, precision
-
-
+@memory_for("training", lower="take a smaller --batch-size, --grid-size or --width")
 def train(
     network: ADTR,
     data: TrainingData,
@@ -74,11 +61,13 @@ def train(
     resume: bool = False,
     progress: Progress | None = None,
     after_step: Callable[[int], None] | None = None,
+    fabric: Fabric | None = None,
+    tracker: Tracker | None = None,
 ) -> TrainingRecord:
     """Train the reconstruction.
 
     Every epoch draws its order from the seed and its own number, so that a resumed run sees what an uninterrupted
-    one would have seen.
+    one would have seen. Several processes share each batch, so that they learn what one would learn from all of it.
 
     Args:
         network: is trained in place.
@@ -90,18 +79,28 @@ def train(
         resume: go on from the checkpoint, if there is one.
         progress: told of every step.
         after_step: called with the number of steps done, the network being in eval mode, first before any step.
+        fabric: launched, with the strategy "ddp", where several processes share the training. Each calls this
+            function with the same arguments; the first writes the checkpoints.
+        tracker: told of the losses of every step and epoch.
 
     Raises:
-        ModelError: the checkpoint is of other data or another configuration.
+        ModelError: the checkpoint is of other data or another configuration, or not every machine sees it.
+        ConfigError: the reconstructor cannot be trained by several processes.
+        AdtrError: a checkpoint cannot be written, or memory does not suffice.
     """
     progress = progress or Silent()
     start = time.perf_counter()
-    fabric, precision = create_fabric(device, config.precision)
+    fabric = fabric or create_fabric(device, config.precision)
+    precision, processes = fabric_precision(fabric), fabric.world_size
+    if processes > 1 and any(isinstance(module, nn.BatchNorm2d) for module in network.reconstruction.modules()):
+        raise ConfigError("the cnn's batch normalisation needs whole batches; train it on one device")
     optimizers = create_optimizers(network.reconstruction, config)
     network.feature_mean, network.feature_std = network.feature_mean.to(device), network.feature_std.to(device)
     state = Checkpoint(step=0, losses=[], epoch_loss=0.0, seconds=0.0)
     if resume and checkpoint is not None:
         state = load_checkpoint(checkpoint, network.reconstruction, optimizers, fingerprint) or state
+    if processes > 1 and len(set(exchange(fabric, state.step))) > 1:
+        raise ModelError("not every machine sees the same checkpoint; let --output be on a disk that all share")
     model, *optimizers = fabric.setup(network.reconstruction, *optimizers)
     model.train()
 
@@ -119,25 +118,35 @@ def train(
         if place == 0:
             order = epoch_order(len(data), config.seed, epoch)
         rows = order[place * config.batch_size : (place + 1) * config.batch_size]
+        learning_rate = config.learning_rate * learning_rate_factor(config, step, per_epoch)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * learning_rate_factor(config, step, per_epoch)
+                group["lr"] = learning_rate
             optimizer.zero_grad()
-        batch = data.batch(rows, step)
-        for part in batch.split(CPU_PASS if device.type == "cpu" else len(batch)):
-            loss = data.loss(part, model(part.features)).sum() / len(batch)
-            fabric.backward(loss)
-            total += loss.detach() * len(rows)
+        batch = data.batch(rows, step, slice(fabric.global_rank, None, processes))
+        parts = list(batch.split(CPU_PASS if device.type == "cpu" else max(1, len(batch))))  # a share may be empty
+        step_loss = torch.zeros((), device=device)
+        for part in parts:
+            with fabric.no_backward_sync(model, enabled=part is not parts[-1]):
+                loss = data.loss(part, model(part.features)).sum() / data.batch_size(len(rows))
+                fabric.backward(loss * processes)  # the processes' gradients are averaged, not added
+            step_loss += loss.detach()
+        add_up(fabric, step_loss)
+        total += step_loss * len(rows)
         for optimizer in optimizers:
             optimizer.step()
+        if tracker is not None:
+            tracker.log_losses({"loss": float(step_loss), "learning_rate": learning_rate}, step + 1)
         if place == per_epoch - 1 or step == steps - 1:
             seen = min((place + 1) * config.batch_size, len(data))
             losses.append(float(total) / seen)
             total = torch.zeros((), device=device)
+            if tracker is not None:
+                tracker.log_losses({"epoch_loss": losses[-1]}, step + 1)
         progress.advance(1, note=f"loss {losses[-1]:.2f}" if losses else "")
         if after_step is not None:
             _observe(network, after_step, step + 1)
-        if checkpoint is not None and time.perf_counter() - saved > CHECKPOINT_SECONDS:
+        if checkpoint is not None and fabric.is_global_zero and time.perf_counter() - saved > CHECKPOINT_SECONDS:
             seconds = state.seconds + time.perf_counter() - start
             reached = Checkpoint(step=step + 1, losses=losses, epoch_loss=float(total), seconds=seconds)
             save_checkpoint(checkpoint, network.reconstruction, optimizers, reached, fingerprint)

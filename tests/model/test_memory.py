@@ -1,0 +1,76 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adtr.model.memory import Memory, nearest_distance
+
+LEVELS = ((2, 4), (3, 8), (1, 16), (4, 32))
+
+
+def memory(size: int = 5) -> Memory:
+    return Memory(LEVELS, (3, 4), size)
+
+
+def tokens(seed: int = 0, images: int = 2) -> torch.Tensor:
+    return torch.randn(images, 12, 10, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_middle_levels_are_remembered_or_all_where_there_is_none() -> None:
+    assert memory().channels.tolist() == [2, 3, 4, 5]
+    assert Memory(((2, 4), (3, 32)), (3, 4), 5).channels.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_description_is_the_token_and_the_mean_around_it() -> None:
+    features = tokens()
+    described = memory().describe(features)
+    assert described.shape == (2, 12, 8)
+    own = features[..., 2:6].numpy()
+    for image in range(2):
+        for y in range(3):
+            for x in range(4):
+                near = [(v, u) for v in range(3) for u in range(4) if abs(v - y) < 2 and abs(u - x) < 2]
+                around = np.mean([own[image, v * 4 + u] for v, u in near], axis=0)
+                literal = np.concatenate([own[image, y * 4 + x], around])
+                np.testing.assert_allclose(described[image, y * 4 + x], literal, rtol=1e-5, atol=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 7), st.integers(0, 1000))
+def test_the_nearest_distance_is_that_of_the_literal_search(points: int, dims: int, others: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(size=(points, dims)), rng.normal(size=(others, dims))
+    literal = [min(math.dist(p, q) for q in b) for p in a]
+    found = nearest_distance(torch.tensor(a), torch.tensor(b))
+    np.testing.assert_allclose(found, literal, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_remembered_is_at_no_distance_and_the_scale_multiplies() -> None:
+    remembering, features = memory(), tokens()
+    assert not remembering.is_filled
+    patches = remembering.describe(features)[0, :5].half().float()
+    remembering.fill(patches, 1.0)
+    assert remembering.is_filled
+    once = remembering(features)
+    assert once.shape == (2, 3, 4)
+    assert once[0].flatten()[:5].max() < 0.1  # but for half precision
+    assert once[1].min() > 0.1
+    remembering.fill(patches, 3.0)
+    torch.testing.assert_close(remembering(features), 3 * once)
+
+
+def test_a_stored_memory_comes_back_exactly() -> None:
+    first, second = memory(), memory()
+    first.fill(torch.randn(4, 8), 1.7)
+    second.restore(**first.stored())
+    assert torch.equal(first.patches, second.patches)
+    assert torch.equal(first(tokens()), second(tokens()))
+
+
+@pytest.mark.parametrize("shape", [(6, 8), (4, 7), (8,), (1, 4, 8)])
+def test_a_memory_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(RuntimeError, match="cannot have the shape"):
+        memory().restore(torch.zeros(shape).half(), torch.ones(()))

@@ -1,0 +1,44 @@
+"""A small part of `benchmarks/reliability.py`: commands that are killed or refused a write lose nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CAMPAIGN = Path(__file__).parents[1] / "benchmarks/reliability.py"
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="forks, and looks into /proc"),
+    pytest.mark.skipif(not CAMPAIGN.is_file(), reason="the benchmarks are not at hand"),
+]
+
+
+def campaign(output: Path, *arguments: object) -> dict[str, dict[str, int]]:
+    """What happened to each command; a problem fails."""
+    command = [sys.executable, CAMPAIGN, "--output", output, *arguments]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-5000:]
+    results = json.loads((output / "reliability.json").read_text())["results"]
+    assert results["problems"] == []
+    return {row["command"]: row for row in results["rows"]}
+
+
+def test_fit_and_watch_lose_nothing(tmp_path: Path) -> None:
+    few = ("--count", 4, "--points", 4, "--errors", 4, "--memory", 2)
+    found = campaign(tmp_path, "--commands", "fit", "watch", "--seed", 1, *few)
+    assert {name: (row["trials"], row["kills at writes"]) for name, row in found.items()} == {
+        "fit": (12, 4),
+        "watch": (12, 4),
+    }
+    assert all(row["writes refused"] for row in found.values())
+
+
+@pytest.mark.slow
+def test_no_command_loses_anything(tmp_path: Path) -> None:
+    found = campaign(tmp_path, "--count", 15, "--points", 12, "--errors", 8, "--memory", 4, "--seed", 2)
+    assert set(found) == {"fit", "improve", "export", "experiment", "watch"}
+    assert all(row["kills at writes"] == 12 for row in found.values())
