@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +69,13 @@ def test_a_run_that_was_cut_goes_on_and_gives_the_same(
 
 
 def test_a_run_cut_before_its_file_was_made_only_makes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
     first = Answers(tmp_path / "out.jsonl", ABOUT)
     first.add(row(0))
     with monkeypatch.context() as patch:
-        patch.setattr(answers, "_join", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+        patch.setattr(answers, "_join", cut)
         with pytest.raises(KeyboardInterrupt):
             first.finish()
     again = Answers(tmp_path / "out.jsonl", ABOUT)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +150,17 @@ def test_a_folder_without_products_and_a_foreign_summary(
     (tmp_path / "out/summary.jsonl").write_text("{}\n")
     assert fit_many(root, "-o", tmp_path / "out") == 2
     assert "is no summary of products" in capsys.readouterr().err
+
+
+def test_without_the_extra_it_is_named(root: Path, tmp_path: Path) -> None:
+    code = "import sys\nsys.modules['ray'] = None\nfrom adtr.cli import main\nmain(sys.argv[1:])"
+    for command in (("fit-many", root), ("predict", "model", root)):
+        arguments = [*map(str, command), "-o", str(tmp_path / "out"), "--engine", "ray"]
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (
+            2,
+            "adtr: error: --engine ray needs ray: pip install 'adtr[ray]'\n",
+        )
 
 
 def dying(order: Order, product: str) -> dict[str, Any]:
