@@ -234,7 +234,7 @@ class Campaign:
                 else:
                     self.scenario.check_whole(place)
             self._complete(place)
-            if any(fault.memory is not None for fault in faults):  # libraries compute otherwise where memory is short
+            if any(fault.memory is not None for fault in faults):  # the bits may differ where memory is short
                 self.scenario.check_whole(place)
             else:
                 self.scenario.check_complete(place, self.expected)
