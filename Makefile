@@ -18,7 +18,7 @@ demo: setup
 test: setup lint
 	$(BIN)/pytest
 
-test-all: docs lint
+test-all: docs lint $(VENV)/.trackers
 	$(BIN)/pytest --slow
 
 lint: setup
@@ -31,6 +31,10 @@ docs: $(VENV)/.docs
 
 $(VENV)/.docs: $(VENV)/.complete
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
+$(VENV)/.trackers: $(VENV)/.complete
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mlflow,wandb]'
 	touch $@
 
 clean:

@@ -9,6 +9,7 @@ nor refused are kept under OUTPUT/fuzz/inputs.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -79,6 +80,7 @@ def campaign(
     seconds: float = SECONDS,
     mebibytes: int = MEBIBYTES,
     first: int = 0,
+    minutes: float = math.inf,
 ) -> Campaign:
     """Give so many inputs to a target, in a process that is started anew where an input ends it.
 
@@ -91,6 +93,7 @@ def campaign(
         seconds: limit of an input.
         mebibytes: limit of the memory that inputs may take, beyond what the process has when it begins.
         first: number of the first input.
+        minutes: ends the campaign before its count is reached.
     """
     result, started, at, end = Campaign(target, seed), time.perf_counter(), first, first + count
     folder.mkdir(parents=True, exist_ok=True)
@@ -128,8 +131,12 @@ def campaign(
                 if "end" in record:
                     result.add(record)
                     at = record["end"] + 1
+                    if time.perf_counter() - started > 60 * minutes:
+                        worker.kill()
+                        begun, end = None, at
+                        break
             killer.cancel()
-        if worker.returncode and begun is None and at < end:
+        if worker.wait() and begun is None and at < end:
             sys.exit(f"the worker of {target} ended with {worker.returncode} before input {at}")
         if begun is not None:
             name = f"{target}-{seed}-{begun}"
@@ -172,14 +179,16 @@ def main() -> None:
     made.add_argument("--count", type=int, default=1000, help="inputs to each target")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--first", type=int, default=0, help="number of the first input")
+    made.add_argument("--minutes", type=float, default=math.inf, help="for each target at most, however few inputs")
     made.add_argument("--seconds", type=float, default=SECONDS, help="limit of an input")
     made.add_argument("--mebibytes", type=int, default=MEBIBYTES, help="limit of the memory of an input")
     arguments = made.parse_args()
     names = arguments.target or list(TARGETS)
     folder = arguments.output / "fuzz"
     make_models(folder / "models", {need for name in names for need in TARGETS[name].needs})
-    results = [
-        campaign(
+    failed = False
+    for name in names:
+        result = campaign(
             name,
             arguments.count,
             seed=arguments.seed,
@@ -188,20 +197,13 @@ def main() -> None:
             seconds=arguments.seconds,
             mebibytes=arguments.mebibytes,
             first=arguments.first,
+            minutes=arguments.minutes,
         )
-        for name in names
-    ]
-    rows = [result.row() for result in results]
-    failures = [failure for result in results for failure in result.failures]
-    text = table(rows) + "".join(f"\n- {f['name']}: {f['outcome']}\n\n```\n{f['detail']}\n```\n" for f in failures[:20])
-    found = {result.target: {"failures": result.failures, "noise": result.noise} for result in results}
-    write(
-        arguments.output,
-        f"fuzz-{'-'.join(names)}" if arguments.target else "fuzz",
-        {"rows": rows, "found": found},
-        text,
-    )
-    sys.exit(bool(failures))
+        failed = failed or bool(result.failures)
+        text = "".join(f"\n- {f['name']}: {f['outcome']}\n\n```\n{f['detail']}\n```\n" for f in result.failures[:20])
+        found = {"row": result.row(), "failures": result.failures, "noise": result.noise}
+        write(arguments.output, f"fuzz-{name}", found, table([result.row()]) + text)
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,8 @@ from reliability_scenarios import SCENARIOS, Scenario, prepare
 WRITES = ("open", "fsync", "rename", "replace", "truncate", "unlink", "rmdir", "mkdir", "symlink")
 """Of the module `os`: before and after each of these, on a file of the trial, a command may be killed."""
 ERRORS = (errno.ENOSPC, errno.EROFS, errno.EIO)
+MEMORY = (10, 60)
+"""MiB; where not even a thread's stack of 8 MiB can be had, Python waits forever for the thread to begin."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,9 @@ def finish(scenario: Scenario, place: Path, child: int, fault: Fault | None = No
             return os.waitstatus_to_exitcode(status) if not os.WIFSIGNALED(status) else None
         if time.monotonic() > deadline:
             os.kill(child, signal.SIGKILL)
+            if not fault or fault.after is None:
+                os.waitpid(child, 0)
+                raise AssertionError("it did not end")
         elif not stopped and (not fault or fault.after is None) and scenario.has_done(place):
             os.kill(child, signal.SIGTERM)
             stopped = True
@@ -251,7 +256,7 @@ class Campaign:
         writes = range(0, count, 2)
         refused = writes if given.errors is None else sorted(rng.sample(writes, min(given.errors, len(writes))))
         faults += [[Fault(point=point, error=rng.choice(ERRORS))] for point in refused]
-        faults += [[Fault(memory=rng.randrange(16))] for _ in range(given.memory)]
+        faults += [[Fault(memory=rng.randrange(*MEMORY))] for _ in range(given.memory)]
         for trial in faults:
             self.trial(trial, older=rng.random() < 0.5)
         names = ("trials", "random kills", "kills at writes", "writes refused", "memory refused")

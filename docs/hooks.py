@@ -77,7 +77,7 @@ class MarkdownFormatter(click.HelpFormatter):
 
     def write_dl(self, rows: Sequence[tuple[str, str]], col_max: int = 0, col_spacing: int = 0) -> None:  # noqa: ARG002
         """A table of names and what they mean."""
-        self.write("| | |\n|---|---|\n")
+        self.write("| name | meaning |\n|---|---|\n")
         for row in filter(all, rows):
             name, text = (html.escape(" ".join(part.split()), quote=False).replace("|", "&#124;") for part in row)
             self.write(f"| <code>{name}</code> | {text} |\n")

@@ -199,8 +199,9 @@ class Checkpoints(Target):
         if rng.random() < 0.5:
             record = header["__metadata__"]
             key = rng.choice(list(record))
-            tree = json.loads(record[key]) if key in ("state", "plain") else 1
-            record[key] = damaged_json(rng, tree).decode("latin-1")
+            record[key] = damaged_json(rng, json.loads(record[key]) if key in ("state", "plain") else 1).decode(
+                "latin-1"
+            )
             text = json.dumps(header).encode()
             data = struct.pack("<Q", len(text)) + text + numbers
         else:

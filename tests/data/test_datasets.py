@@ -128,6 +128,14 @@ def test_a_class_label_without_value_is_unknown() -> None:
     assert DatasetImages(rows).types() == ["good", None, "bad"]
 
 
+def test_without_any_label_all_are_good() -> None:
+    """As the loader of image folders leaves a training split of one class."""
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["good", "bad"])})
+    for labels, learned in (([None] * 3, 3), ([None, 0, 1], 1)):
+        rows = datasets.Dataset.from_dict({"image": [picture()] * 3, "label": labels}, features=features)
+        assert len(good_images(rows)) == learned
+
+
 def test_columns_and_splits_that_are_missing_are_named(detector: AnomalyDetector, splits: datasets.DatasetDict) -> None:
     with pytest.raises(DataError, match="several splits; give one of them: 'train', 'test'"):
         detector.predict(splits)

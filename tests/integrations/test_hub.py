@@ -45,7 +45,7 @@ def scores(detector: AnomalyDetector, dataset: Path) -> np.ndarray:
 def test_a_model_goes_to_the_hub_and_comes_back(
     detector: AnomalyDetector, dataset: Path, hub: FakeHub, tmp_path: Path
 ) -> None:
-    address = detector.push_to_hub("lab/discs", metrics=detector.evaluate(dataset), token="hf_test")
+    address = detector.push_to_hub("lab/discs", metrics=detector.evaluate(dataset), private=True, token="hf_test")
     assert address.startswith(f"{hub.address}/lab/discs/commit/")
     assert set(hub.repositories["lab/discs"]) == FILES
     pulled = AnomalyDetector.from_pretrained("lab/discs", token="hf_test", cache_dir=tmp_path)

@@ -125,9 +125,10 @@ def good_images(dataset: object) -> Sequence[object]:
         DataError: there are none.
     """
     images = DatasetImages(dataset, "train")
-    if images.label is None:
+    types = [None] if images.label is None else images.types()
+    if set(types) == {None}:
         return images
-    good = [i for i, kind in enumerate(images.types()) if kind == GOOD]
+    good = [i for i, kind in enumerate(types) if kind == GOOD]
     if not good:
         raise DataError(f"no image of the data set is labelled good in the column {images.label!r}")
     images.rows = images.rows.select(good)

@@ -270,15 +270,13 @@ class Adtr(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]
                 started=self._started,
             )
         self._calibration, self._metadata = learned.calibration, learned.metadata
-        self._set_thresholds()
+        if isinstance(self.post_processor, CalibratedPostProcessor):
+            rates = self.config.calibration
+            thresholds = learned.calibration.thresholds(rates.false_alarm_rate, rates.unsure_rate)
+            self.post_processor.set_thresholds(thresholds)
         for epoch, loss in enumerate(learned.metadata["training"]["losses"]):
             for sink in self.loggers:
                 sink.log_metrics({"train_loss": loss}, step=epoch)
-
-    def _set_thresholds(self) -> None:
-        rates = self.config.calibration
-        if self._calibration is not None and isinstance(self.post_processor, CalibratedPostProcessor):
-            self.post_processor.set_thresholds(self._calibration.thresholds(rates.false_alarm_rate, rates.unsure_rate))
 
     def validation_step(self, batch: Batch, *args: Any, **options: Any) -> Batch:  # noqa: ANN401, ARG002
         """Raw scores and maps of a batch."""
