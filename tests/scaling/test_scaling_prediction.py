@@ -23,6 +23,7 @@ from adtr.cli import main
 from adtr.detector import AnomalyDetector
 from adtr.errors import AdtrError, ConfigError, ModelError
 from adtr.files import replace_file
+from adtr.locks import hold_folder
 from adtr.progress import Silent
 from adtr.scaling import answers, prediction
 from adtr.scaling.cluster import gpus_for
@@ -262,6 +263,8 @@ def test_a_full_disk_is_one_line_and_what_was_kept_stays(
         with pytest.raises(AdtrError, match="No space left"):
             predict(model, [str(images)], tmp_path / "out", on_error="skip", progress=Silent())
     assert sum(parquet.read_metadata(part).num_rows for part in (tmp_path / "out").glob("part-*")) == 6
+    with hold_folder(tmp_path / "out"), pytest.raises(AdtrError, match="another process is writing"):
+        predict(model, [str(images)], tmp_path / "out", on_error="skip", progress=Silent())
     done = predict(model, [str(images)], tmp_path / "out", on_error="skip", progress=Silent())
     assert (done.done, done.is_complete) == (128, True)
 

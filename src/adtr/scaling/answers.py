@@ -44,8 +44,24 @@ SCHEMA = pa.schema(
 """The keys of `adtr predict`, and `error`: why an image could not be read; the others are null then."""
 
 
+def parts_folder(output: Path) -> Path:
+    """Where the parts lie until all rows are there; it is made, and can be written.
+
+    Raises:
+        ConfigError: the output is a file that ends in something else than .parquet or .jsonl.
+        AdtrError: it cannot be written.
+    """
+    if output.suffix not in ("", ".parquet", ".jsonl"):
+        raise ConfigError(f"--output must be a folder, or end in .parquet or .jsonl, not {output.name!r}")
+    if output.suffix and output.is_dir():
+        raise AdtrError(f"{output} is a folder, not a file; choose another --output")
+    folder = output.with_name(f"{output.name}.partial") if output.suffix else output
+    check_writable(folder)
+    return folder
+
+
 class Answers:
-    """The rows of one run.
+    """The rows of one run, which nobody else may be at work on.
 
     The parts lie in the output, if that is a folder, or in `FILE.partial`, from which the file is made in the end. Each
     is written beside and renamed; `_manifest.json` tells what they are about, and whether they are all.
@@ -60,14 +76,9 @@ class Answers:
     """
 
     def __init__(self, output: Path, about: dict[str, Any]) -> None:
-        if output.suffix not in ("", ".parquet", ".jsonl"):
-            raise ConfigError(f"--output must be a folder, or end in .parquet or .jsonl, not {output.name!r}")
-        self.is_file = output.suffix != ""
-        if self.is_file and output.is_dir():
-            raise AdtrError(f"{output} is a folder, not a file; choose another --output")
         self.output, self._about = output, about
-        self.folder = output.with_name(f"{output.name}.partial") if self.is_file else output
-        check_writable(self.folder)
+        self.is_file = output.suffix != ""
+        self.folder = parts_folder(output)
         self.counts: Counter[str] = Counter()
         """Of verdicts, and of unreadable images."""
         self.skipped: list[SkippedImage] = []

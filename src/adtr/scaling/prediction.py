@@ -17,9 +17,10 @@ from adtr.config import Size
 from adtr.data.loading import LoadedImage
 from adtr.errors import AdtrError, ImageError, ModelError
 from adtr.files import file_sha256
+from adtr.locks import hold_folder
 from adtr.predictor import OnError
 from adtr.progress import Progress
-from adtr.scaling.answers import Answers
+from adtr.scaling.answers import Answers, parts_folder
 from adtr.scaling.cluster import connect, gpus_for
 from adtr.scaling.sources import Batch, find_units, in_blocks, load, without_first
 from adtr.store import METADATA, is_exported, read_metadata
@@ -166,24 +167,25 @@ def predict(
         "images": total,
         "list of images": _digest(units),
     }
-    answers = Answers(output, about)
-    if not answers.is_complete:
-        progress.start("predicting", total=total, done=answers.done)
-        try:
-            for row in _rows(order, without_first(units, answers.done), workers):
-                if row.pop("number") != answers.done:
-                    raise RuntimeError(f"row {answers.done} is missing, or came twice")
-                if on_error == "raise" and "error" in row:
-                    raise ImageError(f"cannot read image {row['path']}: {row['error']}")
-                answers.add(row)
-                progress.advance()
-        except BaseException:
-            answers.keep()
-            raise
-        if answers.done != total:
-            raise RuntimeError(f"{answers.done} rows for {total} images")
-        progress.finish()
-    answers.finish()
+    with hold_folder(parts_folder(output), output=output):
+        answers = Answers(output, about)
+        if not answers.is_complete:
+            progress.start("predicting", total=total, done=answers.done)
+            try:
+                for row in _rows(order, without_first(units, answers.done), workers):
+                    if row.pop("number") != answers.done:
+                        raise RuntimeError(f"row {answers.done} is missing, or came twice")
+                    if on_error == "raise" and "error" in row:
+                        raise ImageError(f"cannot read image {row['path']}: {row['error']}")
+                    answers.add(row)
+                    progress.advance()
+            except BaseException:
+                answers.keep()
+                raise
+            if answers.done != total:
+                raise RuntimeError(f"{answers.done} rows for {total} images")
+            progress.finish()
+        answers.finish()
     return answers
 
 

@@ -22,6 +22,7 @@ from adtr.experiments.records import plain_config
 from adtr.experiments.runs import UNFINISHED
 from adtr.files import check_writable, replace_file
 from adtr.jobs import affordable_jobs, in_processes
+from adtr.locks import hold_folder
 from adtr.predictor import OnError
 
 SUMMARY, TABLE, MODELS = "summary.jsonl", "summary.md", "models"
@@ -178,9 +179,10 @@ def fit_many(
     else:
         jobs = min(jobs or affordable_jobs(config.embedding, largest, order.device), max(1, len(missing)))
         records = _with_processes(order, missing, jobs)
-    for left, record in zip(reversed(range(len(missing))), records, strict=True):
-        summary.add(record)
-        told(record, left)
+    with hold_folder(order.output):  # nobody else fits into it
+        for left, record in zip(reversed(range(len(missing))), records, strict=True):
+            summary.add(record)
+            told(record, left)
     return [summary.records[product] for product in products]
 
 
