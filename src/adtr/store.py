@@ -375,4 +375,4 @@ def _read_tensors(path: Path, data: bytes | None = None) -> dict[str, Tensor]:
     try:
         return load_file(path) if data is None else load(data)
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+        raise ModelError(f"{path} cannot be read: {' '.join(str(error).split())[:300]}") from error

@@ -334,4 +334,4 @@ def state_sha256(state: StateDict) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return " ".join(str(error).split())[:300]
