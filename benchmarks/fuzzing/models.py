@@ -68,8 +68,6 @@ class Models(Target):
         whole: dict[str, bytes] = {path.name: path.read_bytes() for path in (folder / "model").iterdir()}
         files: Files = dict(whole)
         metadata, kind = json.loads(whole["metadata.json"]), rng.randrange(8)
-        if rng.random() < 0.95:
-            del metadata["sha256"]  # as of older models: else every change would be found by it
         if kind <= 1:
             files["metadata.json"] = damaged_json(rng, metadata) if kind else sealed(damage_tree(rng, metadata))
             return files

@@ -187,11 +187,12 @@ class WeightsAndBiases(Tracker):
         if where:
             Path(where).mkdir(parents=True, exist_ok=True)
         self.wandb = wandb
+        mode: Any = os.environ.get("WANDB_MODE", "offline")
         self.run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=name,
             dir=where or None,
-            mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]
+            mode=mode,
             settings=wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True),
         )
         self.where = f"Weights & Biases ({self.run.url or Path(self.run.dir).parent})"
