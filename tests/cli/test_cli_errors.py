@@ -14,11 +14,7 @@ import pytest
 from PIL import Image
 
 from adtr.cli import main
-<<<<<<< HEAD
-from adtr.store import SEAL, seal
-=======
 from adtr.store import seal
->>>>>>> hostile
 from conftest import SMALL, Run
 
 FLAGS = [part for name, value in SMALL.items() for part in (f"--{name.replace('_', '-')}", str(value))]
@@ -391,17 +387,10 @@ def test_remarks_of_the_decoder_are_not_passed_on(run: Run, model: Path, place: 
 def test_metadata_that_info_cannot_show_are_one_line(error: Error, model: Path, place: Path) -> None:
     copy = shutil.copytree(model, place / "copy")
     metadata = json.loads((copy / "metadata.json").read_text())
-<<<<<<< HEAD
-    del metadata["sha256"]  # as of older models
-    for training in ({}, {**metadata["training"], "losses": []}, {**metadata["training"], "total_seconds": "long"}):
-        damaged = {**metadata, "training": training}
-        (copy / "metadata.json").write_text(json.dumps({**damaged, SEAL: seal(damaged)}))
-=======
     trained = metadata["training"]
     for training in ({}, {**trained, "losses": []}, {**trained, "total_seconds": "long"}):
         metadata["training"] = training
         (copy / "metadata.json").write_text(json.dumps({**metadata, "sha256": seal(metadata)}))
->>>>>>> hostile
         assert "are not what adtr writes" in error("info", copy)
 
 
