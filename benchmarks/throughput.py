@@ -86,7 +86,7 @@ def prediction(folder: Path, images: int, side: int) -> list[dict[str, object]]:
         image.save(folder / f"{i:04}.png")
     paths = sorted(folder.glob("*.png"))
     arrays = [np.asarray(image) for image in smooth]
-    detector = AnomalyDetector(max_steps=1).fit(arrays[:16])
+    detector = AnomalyDetector(max_steps=1).fit(arrays)
     detector.predict(arrays[:16])
     rows = []
     for name, sources in {"files": paths, "memory": arrays}.items():

@@ -255,7 +255,7 @@ class AnomalyDetector(Shareable, Estimator, Predictor):
             external=external,
             good=good,
         )
-        config = improved_config(self.config, overrides)
+        config = improved_config(self.fitted_config_, overrides)
         reader = Reader(on_error=on_error, progress=progress or Silent(), fabric=fabric)
         if tracker is not None:
             tracker.log_config({"preset": config.preset, **config.flat()})

@@ -61,7 +61,12 @@ def _held(path: Path, flags: int | None) -> Iterator[bool]:
         yield True
         return
     while True:
-        handle, is_ours = _lock(path, flags)
+        try:
+            handle, is_ours = _lock(path, flags)
+        except FileNotFoundError:
+            if flags is None and path.parent.is_dir():  # its last holder removed it just now
+                continue
+            raise
         try:
             # Whoever held the lock before may have moved or removed what bore the name when it was opened.
             if not is_ours or _bears_name(handle, path):

@@ -132,7 +132,7 @@ def _undisturbed(folder: Path, read: Callable[[], T]) -> T:
         before = _identity(folder)
         try:
             return read()
-        except AdtrError:
+        except (AdtrError, OSError):
             if _identity(folder) == before:
                 raise
     raise ModelError(f"{folder} is replaced all the time; read it when it has come to rest")

@@ -125,12 +125,16 @@ def test_ctrl_c_stops_quietly_and_keeps_the_checkpoint(dataset: Path, tmp_path: 
     )
     arguments = [*map(str, ["fit", dataset, "-o", output, *FLAGS, "--epochs", 5000])]
     work = tmp_path / "model.unfinished"
-    with subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+    ) as process:
         _wait_for(lambda: (work / "checkpoint.safetensors").exists() or process.poll() is not None)
         process.send_signal(signal.SIGINT)
-        errors = process.stderr.read()
-        assert process.wait(timeout=60) == 130
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130
     assert errors.strip() == "adtr: stopped"
     assert [path.name for path in work.iterdir()] == ["checkpoint.safetensors"]
     assert not output.exists()

@@ -41,7 +41,11 @@ SHOWN_COPIES = 20
 @device_option
 @on_error_option
 @quiet_option
-@partial(configuration_flags, sections=("embedding", "comparison"))
+@partial(
+    configuration_flags,
+    sections=("embedding", "comparison"),
+    without=("standardize", "memory_size", "memory_weight"),
+)
 def command(
     data: Path,
     output: Path | None,

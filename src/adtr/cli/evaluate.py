@@ -116,7 +116,7 @@ def command(
             "data": str(data),
         }
         if tracker is not None:
-            tracker.log_config({"model": str(model), "data": str(data), **detector.config.flat()})
+            tracker.log_config({"model": str(model), "data": str(data), **detector.fitted_config_.flat()})
             tracker.log_results(report)
             say(f"told {tracker.where}", quiet=quiet)
     if output is not None:

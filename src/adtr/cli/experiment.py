@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from adtr.cli.options import (
     say,
     track_option,
 )
-from adtr.errors import AdtrError, ConfigError
+from adtr.errors import AdtrError, AdtrWarning, ConfigError
 from adtr.experiments.plans import PLANS, Plan
 
 if TYPE_CHECKING:
@@ -147,10 +148,13 @@ def command(
     def told(record: Record, left: int, seconds: float) -> None:
         say(_line(record) + (f"; {left} left, about {_duration(seconds)}" if left else ""), quiet=quiet)
         about = {key: record[key] for key in ("experiment", "row", "category")}
-        with tracked(track, f"{record['category']} {record['row']} {record['seed']}") as tracker:
-            if tracker is not None:
-                tracker.log_config({**about, **record["config"]})
-                tracker.log_results(record["metrics"])
+        try:
+            with tracked(track, f"{record['category']} {record['row']} {record['seed']}") as tracker:
+                if tracker is not None:
+                    tracker.log_config({**about, **record["config"]})
+                    tracker.log_results(record["metrics"])
+        except AdtrError as error:
+            warnings.warn(f"{error}; the work goes on", AdtrWarning, stacklevel=1)
 
     reasons: dict[str, str] = {}
     try:

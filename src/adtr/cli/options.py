@@ -6,7 +6,7 @@ import contextlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
@@ -46,10 +46,10 @@ class SectionedCommand(click.Command):
                     formatter.write_dl(records)
 
 
-def configuration_flags(function: Function, sections: Sequence[str] = ()) -> Function:
+def configuration_flags(function: Function, sections: Sequence[str] = (), without: Collection[str] = ()) -> Function:
     """A flag for each field of the configuration (or of some sections), given as text, parsed by the field itself."""
     for setting in reversed(list(settings().values())):
-        if sections and setting.section not in sections:
+        if (sections and setting.section not in sections) or setting.name in without:
             continue
         flag = f"--{setting.name.replace('_', '-')}"
         function = click.option(flag, setting.name, metavar=_metavar(setting), help=f"{setting.help}.")(function)
@@ -161,8 +161,10 @@ def work_folder_of_others(output: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
-            _work_folder(output).rmdir()
+        work = _work_folder(output)
+        if work.is_dir():
+            with contextlib.suppress(OSError, AdtrError), hold_folder(work):
+                work.rmdir()
 
 
 def _work_folder(output: Path) -> Path:

@@ -55,11 +55,11 @@ class SkippedImage:
     """An image that could not be read.
 
     Attributes:
-        path: Its file; None if it was in memory.
+        path: Its file, or its URL; None if it was in memory.
         reason: One line that says why.
     """
 
-    path: Path | None
+    path: Path | str | None
     reason: str
 
 

@@ -74,7 +74,8 @@ def run_demo(output: Path, *, texture: str, seed: int, progress: Progress) -> De
         output,
         title=f"adtr on {texture}",
         lead="A transformer has learned to reconstruct the features of good patches of a photograph. Where the "
-        "reconstruction of a new patch fails, the patch is anomalous. It has seen no defect before.",
+        "reconstruction of a new patch fails, or where it is far from all good ones that are remembered, the patch is "
+        "anomalous. It has seen no defect before.",
         summary={
             "learned from": f"{training['images']} good images",
             "training": f"{training['total_seconds']:.0f} s on {training['device']}, seed {seed}",

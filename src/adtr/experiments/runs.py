@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -140,6 +141,11 @@ def run(
         reader.forget()
         return reasons
     for _, future in in_processes(_in_process, [(request, *item) for item in missing.items()], jobs):
+        if isinstance(future.exception(), BrokenProcessPool):
+            raise AdtrError(
+                "a category's process was killed, for want of memory perhaps; the same command goes on, with a smaller "
+                "--jobs if need be"
+            )
         for record in future.result():
             ended(record)
     return reasons

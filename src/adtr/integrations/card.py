@@ -56,8 +56,8 @@ def model_card(
 
 LIMITS = """\
 - It knows one product before one camera. Images of anything else, or taken in another light, look anomalous to it.
-- The promise on false alarms holds for images like the held-out ones; `adtr watch` and `adtr monitor` notice when they
-  are no longer alike.
+- The promise on false alarms holds for images like the held-out ones; `adtr monitor` notices when they are no
+  longer alike.
 - It says that and where an image differs from good ones, not what the difference is called or whether it matters.
 - An anomaly without a trace in the backbone's features at the model's image size cannot be seen."""
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from adtr.calibration import Calibration
-from adtr.config import Config, find_setting
+from adtr.config import Config, find_setting, settings
 from adtr.data.anomalies import Anomalies, Anomaly, mask_notes, open_anomalies
 from adtr.data.sources import external_sources
 from adtr.data.synthetic import SYNTHETIC
@@ -171,6 +171,10 @@ def improve(
     return Learned(network=network, calibration=calibration, metadata=metadata, features=features), improvement
 
 
+OF_THE_FIT = ("holdout", "holdout_min", "folds", "precision")
+"""Fields of the sections that `improve` reads, which it cannot change."""
+
+
 def improved_config(config: Config, overrides: dict[str, Any]) -> Config:
     """The detector's configuration with changes that leave its network as it is.
 
@@ -179,7 +183,9 @@ def improved_config(config: Config, overrides: dict[str, Any]) -> Config:
     """
     for name in overrides:
         setting = find_setting(name)
-        if setting.section not in ("training", "improvement", "calibration") or setting.name == "holdout":
+        if f"improve_{setting.name}" in settings():
+            raise ConfigError(f"{setting.name} belongs to fit; improve takes improve_{setting.name}")
+        if setting.section not in ("training", "improvement", "calibration") or setting.name in OF_THE_FIT:
             value = config.flat()[setting.name]
             raise ConfigError(f"{setting.name} is {value} in this model and cannot change now; fit a new one")
     return config.override(**overrides)

@@ -32,7 +32,7 @@ class Repetition:
     """That were embedded; a quarter of them was scored by the trained network, the others trained it."""
     steps: int
     numbers: int
-    """Compared: features, weights, image scores and score maps."""
+    """Compared: features, weights, remembered patches, image scores and the maxima of score maps."""
     different: dict[str, int]
     """How many numbers of which kind differ in any bit; empty where none does."""
     largest_difference: float
@@ -84,8 +84,8 @@ def compare(first: Arrays, second: Arrays, *, steps: int) -> Repetition:
     different: dict[str, int] = {}
     largest = 0.0
     digest = hashlib.sha256()
-    for name, a in first.items():
-        b = second[name]
+    for name in first:
+        a, b = np.atleast_1d(first[name]), np.atleast_1d(second[name])
         digest.update(np.ascontiguousarray(a).data)
         kind = name.partition(".")[0]
         unequal = _bits(a) != _bits(b)
@@ -127,6 +127,7 @@ def short_fit(
     )
     assert learned.features is not None
     weights = {f"weights.{n}": t.detach().cpu().numpy() for n, t in learned.network.reconstruction.state_dict().items()}
+    weights |= {f"weights.memory.{n}": t.cpu().numpy() for n, t in learned.network.memory.stored().items()}
     scores = {
         "scores.image": np.array(learned.calibration.image_scores),
         "scores.pixel": np.array(learned.calibration.pixel_maxima),

@@ -7,6 +7,7 @@ from base64 import b64encode
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import adtr
@@ -206,7 +207,7 @@ def _data(findings: Findings) -> str:
         "unreadable": f"{len(findings.skipped)} images",
     }
     skipped = "".join(
-        f"<li><strong>{text(findings.name(image.path) if image.path else 'in memory')}</strong>: "
+        f"<li><strong>{text(findings.name(Path(image.path)) if image.path else 'in memory')}</strong>: "
         f"{text(image.reason)}</li>\n"
         for image in findings.skipped
     )

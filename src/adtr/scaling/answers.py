@@ -17,7 +17,7 @@ from pyarrow import parquet
 
 from adtr.data.loading import SkippedImage
 from adtr.errors import AdtrError, ConfigError
-from adtr.files import check_writable, replace_file
+from adtr.files import check_writable, parse_json, replace_file
 
 MANIFEST = "_manifest.json"
 """Begins with _, which readers of folders of parquet files pass over."""
@@ -88,7 +88,7 @@ class Answers:
         self._written = time.monotonic()
         self.is_complete = self._read_manifest()
         for part in self.parts():
-            for row in parquet.read_table(part, columns=["path", "verdict", "error"]).to_pylist():
+            for row in _read_part(part, ["path", "verdict", "error"]).to_pylist():
                 self._count(row)
         self._kept = self.done
 
@@ -144,7 +144,7 @@ class Answers:
         self.done += 1
         self.counts[row.get("verdict") or "unreadable"] += 1
         if row.get("error"):
-            self.skipped.append(SkippedImage(Path(row["path"]), row["error"]))
+            self.skipped.append(SkippedImage(row["path"], row["error"]))
 
     def _read_manifest(self) -> bool:
         path = self.folder / MANIFEST
@@ -155,7 +155,7 @@ class Answers:
             self._write_manifest()
             return False
         try:
-            found = json.loads(path.read_text("utf-8"))
+            found = parse_json(path.read_text("utf-8"))
             different = [name for name, value in self._about.items() if found["about"].get(name) != value]
             is_complete = bool(found["complete"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -187,7 +187,7 @@ def _join(parts: list[Path], file: Path, *, as_parquet: bool) -> None:
     if as_parquet:
         with parquet.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
             for part in parts:
-                writer.write_table(parquet.read_table(part))
+                writer.write_table(_read_part(part))
     else:
         with file.open("w", encoding="utf-8") as lines:
             lines.writelines(f"{as_json(row)}\n" for row in _rows(parts))
@@ -195,4 +195,11 @@ def _join(parts: list[Path], file: Path, *, as_parquet: bool) -> None:
 
 def _rows(parts: list[Path]) -> Iterator[dict[str, Any]]:
     for part in parts:
-        yield from parquet.read_table(part).to_pylist()
+        yield from _read_part(part).to_pylist()
+
+
+def _read_part(path: Path, columns: list[str] | None = None) -> pa.Table:
+    try:
+        return parquet.read_table(path, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise AdtrError(f"{path} is damaged; remove it and those after it, and give the command again") from error

@@ -20,7 +20,7 @@ from adtr.data.folder import Dataset, open_dataset, subfolders
 from adtr.errors import AdtrError, DataError
 from adtr.experiments.records import plain_config
 from adtr.experiments.runs import UNFINISHED
-from adtr.files import check_writable, replace_file
+from adtr.files import check_writable, parse_json, replace_file
 from adtr.jobs import affordable_jobs, in_processes
 from adtr.locks import hold_folder
 from adtr.predictor import OnError
@@ -65,7 +65,7 @@ class Summary:
         if path.exists():
             try:
                 for line in path.read_text("utf-8").splitlines():
-                    record = json.loads(line)
+                    record = parse_json(line)
                     record["stamp"], record["error"]
                     self.records[record["product"]] = record
             except (OSError, ValueError, KeyError, TypeError) as error:
@@ -162,24 +162,24 @@ def fit_many(
     products = [folder.name for folder in subfolders(order.root)]
     if not products:
         raise DataError(f"no products in {order.root}: expected a folder for each, such as {order.root}/bottle/good/")
-    summary = Summary(order.output)
-    missing, largest = [], 0
-    for product in products:
-        try:
-            dataset = open_dataset(order.root / product)
-            largest = max(largest, len(dataset.train) + len(dataset.test))
-            if summary.is_done(product, stamp_of(order, dataset)):
-                continue
-        except DataError:  # is told when its turn comes
-            pass
-        missing.append(product)
-    records: Iterable[Record]
-    if engine == "ray":
-        records = _with_ray(order, missing, jobs)
-    else:
-        jobs = min(jobs or affordable_jobs(config.embedding, largest, order.device), max(1, len(missing)))
-        records = _with_processes(order, missing, jobs)
     with hold_folder(order.output):  # nobody else fits into it
+        summary = Summary(order.output)
+        missing, largest = [], 0
+        for product in products:
+            try:
+                dataset = open_dataset(order.root / product)
+                largest = max(largest, len(dataset.train) + len(dataset.test))
+                if summary.is_done(product, stamp_of(order, dataset)):
+                    continue
+            except DataError:  # is told when its turn comes
+                pass
+            missing.append(product)
+        records: Iterable[Record]
+        if engine == "ray":
+            records = _with_ray(order, missing, jobs)
+        else:
+            jobs = min(jobs or affordable_jobs(config.embedding, largest, order.device), max(1, len(missing)))
+            records = _with_processes(order, missing, jobs)
         for left, record in zip(reversed(range(len(missing))), records, strict=True):
             summary.add(record)
             told(record, left)

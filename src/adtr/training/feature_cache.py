@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,8 +108,8 @@ class FeatureCache:
         total = torch.zeros(self.features.shape[-1], dtype=torch.float64)
         squares = torch.zeros_like(total)
         origin = self[index[:1]][0, 0]  # a value of each channel: what never varies differs from it by exactly 0
-        for rows in self._chunks(index):
-            shifted = rows - origin
+        for rows in index.split(64):
+            shifted = self[rows] - origin
             total += shifted.sum(dim=(0, 1), dtype=torch.float64)
             squares += shifted.square().sum(dim=(0, 1), dtype=torch.float64)
         count = len(index) * self.features.shape[1]
@@ -118,10 +117,6 @@ class FeatureCache:
         std = (squares / count - mean.square()).clamp_min(0).sqrt()
         std[std < 1e-6] = 1.0
         return (origin + mean).float(), std.float()
-
-    def _chunks(self, index: Tensor, size: int = 64) -> Iterator[Tensor]:
-        for start in range(0, len(index), size):
-            yield self[index[start : start + size]]
 
 
 def create_file(size: int, folder: Path | None) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from adtr.errors import memory_for
 from adtr.model.comparison import score_map
 from adtr.model.memory import nearest_distance
 from adtr.model.network import ADTR
@@ -21,6 +22,7 @@ SCALE_IMAGES = 40
 CHUNK = 16
 
 
+@memory_for("what is remembered", lower="take a smaller --memory-size or --grid-size")
 @torch.no_grad()
 def remember(network: ADTR, cache: FeatureCache, index: Tensor, seed: int) -> None:
     """Fill the memory of a trained network, where its configuration asks for one.
@@ -33,6 +35,9 @@ def remember(network: ADTR, cache: FeatureCache, index: Tensor, seed: int) -> No
         cache: raw features of the good images.
         index: the training images among them, (n,).
         seed: of what is drawn.
+
+    Raises:
+        AdtrError: memory does not suffice.
     """
     memory = network.memory
     if not memory.size:
@@ -40,7 +45,7 @@ def remember(network: ADTR, cache: FeatureCache, index: Tensor, seed: int) -> No
     generator = torch.Generator().manual_seed(seed)
     drawn = index[torch.randperm(len(index), generator=generator)[:CANDIDATE_IMAGES]]
     tokens = cache.features.shape[1]
-    each = min(tokens, -(-CANDIDATES // len(drawn)))
+    each = min(tokens, -(-max(CANDIDATES, memory.size) // len(drawn)))
     parts = []
     for rows in drawn.split(CHUNK):
         described = memory.describe(_standardized(network, cache, rows))
