@@ -120,8 +120,9 @@ def test_head_gets_its_line(name: str, model: Path, dataset: Path) -> None:
 def test_ctrl_c_stops_quietly_and_keeps_the_checkpoint(dataset: Path, tmp_path: Path) -> None:
     output = tmp_path / "model"
     code = (
-        "import sys\nfrom adtr.cli import main\nfrom adtr.training import loop\nloop.CHECKPOINT_SECONDS = 0\n"
-        "main(sys.argv[1:])"
+        "import signal\nimport sys\nfrom adtr.cli import main\nfrom adtr.training import loop\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background ignores it
+        "loop.CHECKPOINT_SECONDS = 0\nmain(sys.argv[1:])"
     )
     arguments = [*map(str, ["fit", dataset, "-o", output, *FLAGS, "--epochs", 5000])]
     work = tmp_path / "model.unfinished"
@@ -129,7 +130,6 @@ def test_ctrl_c_stops_quietly_and_keeps_the_checkpoint(dataset: Path, tmp_path: 
         [sys.executable, "-c", code, *arguments],
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     ) as process:
         _wait_for(lambda: (work / "checkpoint.safetensors").exists() or process.poll() is not None)
         process.send_signal(signal.SIGINT)
