@@ -241,3 +241,9 @@ def test_a_gray_image_is_no_column(detector: AnomalyDetector) -> None:
     (prediction,) = detector.predict(Image.fromarray(np.zeros((30, 20), np.uint8)))
     (same,) = detector.predict(np.zeros((30, 20), np.uint8))
     assert same.score == prediction.score
+
+
+def test_epochs_set_on_a_clone_are_epochs() -> None:
+    detector = clone(AnomalyDetector()).set_params(epochs=5)
+    assert (detector.config.training.epochs, detector.config.training.max_steps) == (5, 0)
+    assert AnomalyDetector(**detector.get_params()).config == detector.config

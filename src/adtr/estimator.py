@@ -6,7 +6,7 @@ import os
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from adtr.config import Config, find_setting, load_preset
+from adtr.config import Config, load_preset
 from adtr.errors import AdtrError
 
 if TYPE_CHECKING:
@@ -43,8 +43,9 @@ class Estimator:
         weights = params.pop("backbone_weights", self.backbone_weights)
         # One after the other: `epochs` given now lifts a `max_steps` that was given, or copied, before.
         config = load_preset(preset).override(**self._overrides).override(**params)
-        given = {find_setting(name).name for name in (*self._overrides, *params)}
-        overrides = {name: value for name, value in config.flat().items() if name in given}
+        overrides = {**self._overrides, **params}
+        for limit in {"max_steps", "improve_max_steps"} & overrides.keys():
+            overrides[limit] = config.flat()[limit]
         self.config = config
         self.preset, self.device, self.backbone_weights, self._overrides = preset, device, weights, overrides
         return self
