@@ -9,12 +9,16 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 from adtr.errors import AdtrError
 
 if sys.platform != "win32":
     import fcntl
+
+ATTEMPTS = 20
+"""So often a folder is made anew that somebody removed before it could be locked."""
 
 
 @contextlib.contextmanager
@@ -60,13 +64,13 @@ def _held(path: Path, flags: int | None) -> Iterator[bool]:
             path.mkdir(parents=True, exist_ok=True)
         yield True
         return
-    while True:
+    for attempt in count():
         try:
             handle, is_ours = _lock(path, flags)
         except FileNotFoundError:
-            if flags is None and path.parent.is_dir():  # its last holder removed it just now
-                continue
-            raise
+            if flags is not None or attempt == ATTEMPTS:
+                raise
+            continue  # its last holder removed the folder just now
         try:
             # Whoever held the lock before may have moved or removed what bore the name when it was opened.
             if not is_ours or _bears_name(handle, path):
