@@ -67,7 +67,7 @@ def test_references_are_made_from_the_code(site: Path) -> None:
 
 def test_equations_are_drawn_without_a_script(site: Path) -> None:
     method = text(site, "explanation/method")
-    assert method.count('display="block"') == 10
+    assert method.count('display="block"') == 11
     assert "arithmatex" not in method
 
 

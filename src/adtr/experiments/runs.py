@@ -123,6 +123,8 @@ def run(
         for name in subjects.names
     }  # fmt: skip
     missing = {name: runs for name, runs in missing.items() if runs}
+    for name in set(subjects.names) - set(missing):  # killed between its last line and the tidying up
+        shutil.rmtree(request.output / UNFINISHED / name, ignore_errors=True)
     jobs = min(jobs or _affordable_jobs(request, subjects), max(1, len(missing)))
     left, started, done = sum(map(len, missing.values())), time.perf_counter(), 0
 

@@ -136,8 +136,6 @@ def _files(path: str) -> list[str]:
             return [str(file) for file in found]
         if not place.exists():
             raise DataError(f"no such file or folder: {path}")
-        if not place.is_file():
-            raise DataError(f"{path} is neither a file nor a folder; a pipe or a device cannot be read as an image")
         return [path]
     try:
         system, root = fsspec.core.url_to_fs(path)
