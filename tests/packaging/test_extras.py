@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -74,17 +75,16 @@ def test_the_extras_that_messages_and_pages_name_exist() -> None:
             assert set(names.split(",")) <= set(PROJECT["optional-dependencies"]), (file, names)
 
 
+def own_extras(requirements: Iterable[str]) -> set[str]:
+    """Extras of adtr that its requirements name."""
+    return {extra for one in map(Requirement, requirements) if one.name == "adtr" for extra in one.extras}
+
+
 def test_the_tests_have_every_extra() -> None:
     """But for those that `make test-all` adds, and anomalib, which wants an environment of its own."""
     extras = PROJECT["optional-dependencies"]
-    wanted = {extra for requirement in extras["test"] for extra in Requirement(requirement).extras}
-    through = {
-        extra
-        for name in wanted
-        for requirement in extras[name]
-        if name_of(requirement) == "adtr"
-        for extra in Requirement(requirement).extras
-    }
+    wanted = own_extras(extras["test"])
+    through = own_extras(requirement for name in wanted for requirement in extras[name])
     covered = {name_of(requirement) for name in wanted | through for requirement in extras[name]}
     for name in set(extras) - {"anomalib", "docs", "mlflow", "test", "wandb"}:
         assert {name_of(requirement) for requirement in extras[name]} - {"adtr"} <= covered, name
