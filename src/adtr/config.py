@@ -6,60 +6,52 @@ keyword (`AnomalyDetector(epochs=50)`), as flag (`--epochs 50`) and as key of a 
 
 from __future__ import annotations
 
-import difflib
 import sys
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from adtr.errors import ConfigError
 from adtr.files import read_bounded
+from adtr.settings import Setting, Size, as_text, setting, shown, unknown
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-Size = tuple[int, int]
-"""Height and width."""
-
 MAX_BYTES = 1 << 16
 """Of a configuration file."""
-
-
-def _setting(help_text: str, *, low: float | None = None, high: float | None = None) -> Any:  # noqa: ANN401
-    """A field without default (presets give every value) with its description and closed range."""
-    return field(metadata={"help": help_text, "low": low, "high": high})
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingConfig:
     """Figure 2a: how an image becomes a grid of feature tokens."""
 
-    target: Literal["features", "pixels"] = _setting(
+    target: Literal["features", "pixels"] = setting(
         "what is reconstructed: the backbone's features, or (Table 4b) the image's own pixels, a patch for each token"
     )
-    backbone: str = _setting("timm name of the frozen feature extractor")
-    image_size: Size = _setting("images are resized to this: N, or HEIGHTxWIDTH, pixels", low=8, high=8192)
-    grid_size: Size = _setting("feature tokens: N, or HEIGHTxWIDTH", low=1, high=512)
-    levels: str = _setting("levels of the backbone to concatenate: all, last, or numbers from 1 such as 2,3")
-    standardize: bool = _setting("bring each feature channel to mean 0, deviation 1 over the training images")
+    backbone: str = setting("timm name of the frozen feature extractor")
+    image_size: Size = setting("images are resized to this: N, or HEIGHTxWIDTH, pixels", low=8, high=8192)
+    grid_size: Size = setting("feature tokens: N, or HEIGHTxWIDTH", low=1, high=512)
+    levels: str = setting("levels of the backbone to concatenate: all, last, or numbers from 1 such as 2,3")
+    standardize: bool = setting("bring each feature channel to mean 0, deviation 1 over the training images")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionConfig:
     """Figure 2b: the transformer that reconstructs the tokens."""
 
-    reconstructor: Literal["transformer", "no-query", "no-attention", "cnn"] = _setting(
+    reconstructor: Literal["transformer", "no-query", "no-attention", "cnn"] = setting(
         "transformer: the paper's method; the others are those of Table 4a"
     )
-    width: int = _setting("dimension of a token inside the transformer", low=1, high=8192)
-    heads: int = _setting("attention heads", low=1, high=256)
-    encoder_layers: int = _setting("encoder layers", low=1, high=64)
-    decoder_layers: int = _setting("decoder layers", low=1, high=64)
-    feedforward: int = _setting("hidden dimension of the feed-forward networks", low=1, high=65536)
+    width: int = setting("dimension of a token inside the transformer", low=1, high=8192)
+    heads: int = setting("attention heads", low=1, high=256)
+    encoder_layers: int = setting("encoder layers", low=1, high=64)
+    decoder_layers: int = setting("decoder layers", low=1, high=64)
+    feedforward: int = setting("hidden dimension of the feed-forward networks", low=1, high=65536)
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -70,45 +62,45 @@ class ReconstructionConfig:
 class ComparisonConfig:
     """Figure 2c: from feature differences to scores."""
 
-    pool_size: float = _setting("side of the pooling window of the image score, as a share of the image", low=0, high=1)
-    memory_size: int = _setting(
+    pool_size: float = setting("side of the pooling window of the image score, as a share of the image", low=0, high=1)
+    memory_size: int = setting(
         "patches of good images to remember, whose distance joins the score map; 0: none, as in the paper",
         low=0,
         high=1_000_000,
     )
-    memory_weight: float = _setting("weight of that distance beside the reconstruction's error", low=0, high=1000)
+    memory_weight: float = setting("weight of that distance beside the reconstruction's error", low=0, high=1000)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """The training loop."""
 
-    epochs: int = _setting("passes over the training images", low=1)
-    max_steps: int = _setting("end after so many training steps, however many epochs that is; 0: no limit", low=0)
-    batch_size: int = _setting("images in a training step", low=1)
-    optimizer: Literal["adamw", "muon"] = _setting("muon: Muon for the hidden matrices, AdamW for the rest")
-    learning_rate: float = _setting("peak learning rate", low=0, high=10)
-    weight_decay: float = _setting("decoupled weight decay", low=0, high=10)
-    schedule: Literal["step", "one-cycle"] = _setting("step: x0.1 at drop_epoch; one-cycle: up, then down to 0")
-    drop_epoch: int = _setting("epoch after which the step schedule multiplies the learning rate by 0.1", low=1)
-    precision: Literal["auto", "fp32", "bf16"] = _setting(
+    epochs: int = setting("passes over the training images", low=1)
+    max_steps: int = setting("end after so many training steps, however many epochs that is; 0: no limit", low=0)
+    batch_size: int = setting("images in a training step", low=1)
+    optimizer: Literal["adamw", "muon"] = setting("muon: Muon for the hidden matrices, AdamW for the rest")
+    learning_rate: float = setting("peak learning rate", low=0, high=10)
+    weight_decay: float = setting("decoupled weight decay", low=0, high=10)
+    schedule: Literal["step", "one-cycle"] = setting("step: x0.1 at drop_epoch; one-cycle: up, then down to 0")
+    drop_epoch: int = setting("epoch after which the step schedule multiplies the learning rate by 0.1", low=1)
+    precision: Literal["auto", "fp32", "bf16"] = setting(
         "arithmetic of the networks; auto: bf16 where it is in hardware"
     )
-    seed: int = _setting("seed of everything random", low=0, high=2**31 - 1)
+    seed: int = setting("seed of everything random", low=0, high=2**31 - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImprovementConfig:
     """ADTR+ (Section 3.3): how a trained detector goes on to learn from anomalies."""
 
-    improve_epochs: int = _setting("improve: passes over the good training images", low=1)
-    improve_max_steps: int = _setting("improve: end after so many training steps; 0: no limit", low=0)
-    improve_learning_rate: float = _setting("improve: peak learning rate", low=0, high=10)
-    improve_drop_epoch: int = _setting("improve: epoch after which the step schedule takes 0.1 of the rate", low=1)
-    alpha: float = _setting("weight of the terms that push anomalies away (Eq. 7 and 9)", low=0, high=1e6)
-    top_k: int = _setting("positions in an image's score q where only its label is known (Eq. 8)", low=1)
-    anomaly_share: float = _setting("share of anomalies among the images of a training step", low=0.01, high=0.9)
-    anomaly_holdout: float = _setting(
+    improve_epochs: int = setting("improve: passes over the good training images", low=1)
+    improve_max_steps: int = setting("improve: end after so many training steps; 0: no limit", low=0)
+    improve_learning_rate: float = setting("improve: peak learning rate", low=0, high=10)
+    improve_drop_epoch: int = setting("improve: epoch after which the step schedule takes 0.1 of the rate", low=1)
+    alpha: float = setting("weight of the terms that push anomalies away (Eq. 7 and 9)", low=0, high=1e6)
+    top_k: int = setting("positions in an image's score q where only its label is known (Eq. 8)", low=1)
+    anomaly_share: float = setting("share of anomalies among the images of a training step", low=0.01, high=0.9)
+    anomaly_holdout: float = setting(
         "share of each type's labelled anomalies that is not learned from but judged, before and after", low=0, high=0.9
     )
 
@@ -117,16 +109,16 @@ class ImprovementConfig:
 class CalibrationConfig:
     """The decision thresholds, from good images held out of training."""
 
-    holdout: float = _setting("share of the good images held out of training for the thresholds", low=0, high=0.9)
-    holdout_min: int = _setting("hold out at least this many images", low=1)
-    folds: int = _setting(
+    holdout: float = setting("share of the good images held out of training for the thresholds", low=0, high=0.9)
+    holdout_min: int = setting("hold out at least this many images", low=1)
+    folds: int = setting(
         "0: hold images out; from 2 on: train so many networks more, each for scores of images that it never saw, so "
         "that few good images serve both training and thresholds",
         low=0,
         high=100,
     )
-    false_alarm_rate: float = _setting("share of good images that may be called anomalous", low=0, high=0.5)
-    unsure_rate: float = _setting(
+    false_alarm_rate: float = setting("share of good images that may be called anomalous", low=0, high=0.5)
+    unsure_rate: float = setting(
         "share of good images that may be called unsure or anomalous; 0: every verdict is sure", low=0, high=0.9
     )
 
@@ -165,8 +157,8 @@ class Config:
                 values[f"{stage}max_steps"] = 0
         by_section: dict[str, dict[str, Any]] = {}
         for name, value in values.items():
-            setting = find_setting(name)
-            by_section.setdefault(setting.section, {})[setting.name] = setting.parse(value)
+            known = find_setting(name)
+            by_section.setdefault(known.section, {})[known.name] = known.parse(value)
         sections = {s: replace(getattr(self, s), **changed) for s, changed in by_section.items()}
         return replace(self, **sections)
 
@@ -203,8 +195,8 @@ class Config:
             raise ConfigError(f"the configuration lacks {', '.join(missing)}")
         sections: dict[str, dict[str, Any]] = {name: {} for name in _SECTIONS}
         for name, value in flat.items():
-            setting = find_setting(name)
-            sections[setting.section][name] = setting.parse(value)
+            known = find_setting(name)
+            sections[known.section][name] = known.parse(value)
         return cls(preset=preset or "custom", **{name: _SECTIONS[name](**sections[name]) for name in _SECTIONS})
 
 
@@ -218,65 +210,6 @@ _SECTIONS: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """One field of the configuration: where it lives, what it takes."""
-
-    name: str
-    section: str
-    type: Any
-    help: str
-    low: float | None
-    high: float | None
-
-    def parse(self, value: Any) -> Any:  # noqa: ANN401
-        """The value in the field's type, from Python, TOML, YAML or a flag's text.
-
-        Raises:
-            ConfigError: wrong type or out of range.
-        """
-        if get_origin(self.type) is Literal:
-            if value in get_args(self.type):
-                return value
-            raise ConfigError(unknown(self.name, _text(value), get_args(self.type)))
-        try:
-            parsed = self._convert(value)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise ConfigError(f"{self.name} takes {self._expected()}, not {_shown(value)}") from error
-        numbers = parsed if isinstance(parsed, tuple) else (parsed,)
-        for number in numbers:
-            if isinstance(number, str):
-                continue
-            if (self.low is not None and number < self.low) or (self.high is not None and number > self.high):
-                bounds = f"at least {self.low}" if self.high is None else f"from {self.low} to {self.high}"
-                raise ConfigError(f"{self.name} must be {bounds}, not {_text(value)[:100]}")
-        return parsed
-
-    def _convert(self, value: Any) -> Any:  # noqa: ANN401
-        if self.type is bool:
-            words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-            if isinstance(value, str) and value.lower() in words:
-                return words[value.lower()]
-            if isinstance(value, bool):
-                return value
-            raise TypeError
-        if isinstance(value, bool):
-            raise TypeError
-        if self.type == Size:
-            return _parse_size(value)
-        if self.type is str:
-            return str(value) if isinstance(value, str | int) else _raise_type_error()
-        number = float(value)
-        if self.type(number) != number:  # not whole, or not a number
-            raise ValueError
-        return self.type(number)
-
-    def _expected(self) -> str:
-        if self.type == Size:
-            return "a number of pixels or tokens, or HEIGHTxWIDTH"
-        return {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}[self.type]
-
-
 def _parse_yaml(text: str) -> Any:  # noqa: ANN401
     """YAML without aliases: a few aliases of aliases mean billions of values, and settings need none."""
     import yaml
@@ -288,33 +221,6 @@ def _parse_yaml(text: str) -> Any:  # noqa: ANN401
             return super().compose_node(parent, index)
 
     return yaml.load(text, Loader)  # noqa: S506 - a safe loader
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else _shown(value)
-
-
-def _shown(value: object) -> str:
-    """A value for an error, shortened."""
-    try:
-        text = " ".join(repr(value).split())
-    except ValueError:  # Python does not write whole numbers of more than 4,300 digits
-        return "a number of thousands of digits"
-    return text if len(text) <= 100 else f"{text[:100]}..."
-
-
-def _raise_type_error() -> str:
-    raise TypeError
-
-
-def _parse_size(value: Any) -> Size:  # noqa: ANN401
-    parts = value.lower().split("x") if isinstance(value, str) else value
-    if isinstance(parts, int):
-        parts = [parts]
-    numbers = [int(part) for part in parts]
-    if len(numbers) not in (1, 2) or any(int(n) != float(p) for n, p in zip(numbers, parts, strict=True)):
-        raise ValueError
-    return numbers[0], numbers[-1]
 
 
 @cache
@@ -341,14 +247,6 @@ def find_setting(name: str) -> Setting:
     return settings()[key]
 
 
-def unknown(kind: str, name: str, known: Any) -> str:  # noqa: ANN401
-    """One line that names what is unknown, the nearest known name, and the others."""
-    names, name = sorted(str(k) for k in known), name[:100]
-    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"; did you mean {nearest[0]}?" if nearest else ""
-    return f"unknown {kind} {name!r}{hint} (known: {', '.join(names)})"
-
-
 def flatten(values: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
     """Preset name and flat fields of a nested or flat mapping.
 
@@ -357,15 +255,15 @@ def flatten(values: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
     """
     flat: dict[str, Any] = {}
     preset = None
-    for key, value in ((_text(key), value) for key, value in values.items()):
+    for key, value in ((as_text(key), value) for key, value in values.items()):
         if key == "preset":
-            preset = _text(value)
+            preset = as_text(value)
         elif key == "description":
             continue
         elif key in _SECTIONS:
             if not isinstance(value, dict | None):  # YAML reads a section whose lines are all commented out as None
-                raise ConfigError(f"[{key}] must hold names and values, not {_shown(value)}")
-            for name, inner in ((_text(name), inner) for name, inner in (value or {}).items()):
+                raise ConfigError(f"[{key}] must hold names and values, not {shown(value)}")
+            for name, inner in ((as_text(name), inner) for name, inner in (value or {}).items()):
                 if find_setting(name).section != key:
                     raise ConfigError(f"{name} belongs to [{find_setting(name).section}], not [{key}]")
                 flat[name.replace("-", "_")] = inner

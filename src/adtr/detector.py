@@ -16,10 +16,10 @@ from adtr.calibration import Thresholds
 from adtr.config import Config, load_preset
 from adtr.data.loading import LoadedImage
 from adtr.data.sources import labelled_good, training_sources
-from adtr.errors import DataError
+from adtr.errors import DataError, OnError
 from adtr.estimator import Estimator
 from adtr.integrations.hub import Shareable
-from adtr.predictor import OnError, Predictor
+from adtr.predictor import Predictor
 from adtr.progress import Progress, Silent
 from adtr.store import is_exported
 

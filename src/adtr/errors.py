@@ -5,6 +5,10 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
+from typing import Literal
+
+OnError = Literal["raise", "skip"]
+"""What an unreadable image does: end the work, or be named and counted and left out."""
 
 
 class AdtrError(ValueError):

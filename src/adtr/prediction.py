@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adtr.calibration import Thresholds, Verdict, exceeds
-from adtr.config import Size
 from adtr.regions import Region, find_regions, label_regions
+from adtr.settings import Size
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +17,11 @@ from adtr.data.datasets import DatasetImages, is_dataset
 from adtr.data.folder import GOOD, Dataset, Sample, content_hash, open_dataset
 from adtr.data.loading import LoadedImage, SkippedImage, load_images
 from adtr.data.sources import as_sources, in_batches, loaded_hash
-from adtr.errors import ConfigError, DataError, ModelError, memory_for
+from adtr.errors import ConfigError, DataError, ModelError, OnError, memory_for
 from adtr.evaluation import Evaluated, add_to_metrics
 from adtr.metrics import Metrics, MetricsAccumulator
 from adtr.prediction import Prediction
 from adtr.progress import Progress, Silent
-
-OnError = Literal["raise", "skip"]
 
 
 class Predictor(ABC):
@@ -101,7 +100,7 @@ class Predictor(ABC):
         batch_size: int = 16,
         keep_images: bool = False,
         progress: Progress | None = None,
-    ) -> Iterator[tuple[Prediction, LoadedImage]]:
+    ) -> Generator[tuple[Prediction, LoadedImage], None, None]:
         """Verdicts as they come, with bounded memory, for any number of images; see `predict`.
 
         Yields:
@@ -120,7 +119,8 @@ class Predictor(ABC):
             keep_original=keep_images,
             prefetch=max(8, 2 * batch_size),
         )
-        with memory_for(f"{batch_size} images at a time", lower="take a smaller --batch-size, or smaller images"):
+        lower = "take a smaller --batch-size, or smaller images"
+        with closing(loaded), memory_for(f"{batch_size} images at a time", lower=lower):
             for batch in in_batches(loaded, batch_size):
                 yield from zip(self._verdicts(batch), batch, strict=True)
                 progress.advance(len(batch))
@@ -175,21 +175,27 @@ class Predictor(ABC):
         if is_dataset(dataset):
             return self._evaluate_rows(DatasetImages(dataset, "test"), on_error=on_error, progress=progress)
         accumulator = MetricsAccumulator()
-        for item in self.evaluate_each(dataset, on_error=on_error, progress=progress):
-            add_to_metrics(accumulator, item)
+        with closing(self.evaluate_each(dataset, on_error=on_error, progress=progress)) as items:
+            for item in items:
+                add_to_metrics(accumulator, item)
         return accumulator.compute()
 
     def _evaluate_rows(self, images: DatasetImages, *, on_error: OnError, progress: Progress | None) -> Metrics:
         types = images.types()
         good, anomalous = self.learned_hashes()
         accumulator, judged = MetricsAccumulator(), 0
-        for prediction, loaded in self.stream(images, on_error=on_error, progress=progress):
-            kind = types[loaded.index]
-            if kind is None or loaded_hash(loaded) in (good if kind == GOOD else anomalous):
-                continue
-            truth = None if kind == GOOD else images.truth(loaded.index, prediction.size)
-            accumulator.add(prediction.score, prediction.anomaly_map, truth, defect_type=kind)
-            judged += 1
+        if progress is not None:
+            progress.start("evaluating", total=len(types))
+        with closing(self.stream(images, on_error=on_error, progress=progress)) as stream:
+            for prediction, loaded in stream:
+                kind = types[loaded.index]
+                if kind is None or loaded_hash(loaded) in (good if kind == GOOD else anomalous):
+                    continue
+                truth = None if kind == GOOD else images.truth(loaded.index, prediction.size)
+                accumulator.add(prediction.score, prediction.anomaly_map, truth, defect_type=kind)
+                judged += 1
+        if progress is not None:
+            progress.finish()
         if not judged:
             raise DataError("no labelled test images in the data set (images that the model learned from do not count)")
         return accumulator.compute()
@@ -201,7 +207,7 @@ class Predictor(ABC):
         on_error: OnError = "raise",
         keep_images: bool = False,
         progress: Progress | None = None,
-    ) -> Iterator[Evaluated]:
+    ) -> Generator[Evaluated, None, None]:
         """The test images of a data set one by one with their verdicts; see `evaluate`."""
         self._require_fitted()
         samples = self.test_samples(dataset)
@@ -210,8 +216,9 @@ class Predictor(ABC):
         stream = self.stream(
             [sample.path for sample in samples], on_error=on_error, keep_images=keep_images, progress=progress
         )
-        for prediction, loaded in stream:
-            yield Evaluated(sample=samples[loaded.index], prediction=prediction, image=loaded.image)
+        with closing(stream):
+            for prediction, loaded in stream:
+                yield Evaluated(sample=samples[loaded.index], prediction=prediction, image=loaded.image)
         if progress is not None:
             progress.finish()
 

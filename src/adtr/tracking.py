@@ -16,8 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adtr.config import unknown
 from adtr.errors import AdtrError, AdtrWarning, ConfigError
+from adtr.settings import unknown
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric

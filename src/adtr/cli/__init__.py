@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 import click
 
 from adtr import __version__
-from adtr.config import unknown
 from adtr.errors import AdtrError, AdtrWarning, is_out_of_memory
+from adtr.settings import unknown
 
 COMMANDS = {
     "audit": "Find good images that may not be good, and copies.",

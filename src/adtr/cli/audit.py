@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +22,7 @@ from adtr.cli.options import (
     to_json,
     weights_option,
 )
+from adtr.errors import OnError
 
 if TYPE_CHECKING:
     from adtr.data.copies import Copies
@@ -54,7 +55,7 @@ def command(
     config_file: Path | None,
     backbone_weights: str | None,
     device: str,
-    on_error: Literal["raise", "skip"],
+    on_error: OnError,
     quiet: bool,
     **flags: Any,  # noqa: ANN401 - the configuration's fields
 ) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
@@ -22,7 +23,7 @@ from adtr.cli.options import (
     track_option,
     weights_option,
 )
-from adtr.errors import ConfigError
+from adtr.errors import ConfigError, OnError
 
 if TYPE_CHECKING:
     from adtr.data.folder import Sample
@@ -50,7 +51,7 @@ def command(
     false_alarm_rate: float | None,
     backbone_weights: str | None,
     device: str,
-    on_error: Literal["raise", "skip"],
+    on_error: OnError,
     track: str | None,
     quiet: bool,
 ) -> None:
@@ -90,10 +91,13 @@ def command(
     judged: list[tuple[Sample, float]] = []
     started = time.perf_counter()
     with tracked(track, f"evaluate {model.name}") as tracker:
-        with progress_on_stderr(quiet) as progress:
-            stream = detector.evaluate_each(
-                dataset, on_error=on_error, keep_images=panels is not None, progress=progress
-            )
+        keep_images = panels is not None
+        with (
+            progress_on_stderr(quiet) as progress,
+            closing(
+                detector.evaluate_each(dataset, on_error=on_error, keep_images=keep_images, progress=progress)
+            ) as stream,
+        ):
             for item in stream:
                 add_to_metrics(accumulator, item)
                 judged.append((item.sample, item.prediction.score))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,7 +24,7 @@ from adtr.cli.options import (
     work_folder,
     work_folder_of_others,
 )
-from adtr.errors import AdtrError
+from adtr.errors import AdtrError, OnError
 
 if TYPE_CHECKING:
     from adtr.data.folder import Dataset
@@ -63,7 +63,7 @@ def command(
     device: str,
     devices: int,
     nodes: int,
-    on_error: Literal["raise", "skip"],
+    on_error: OnError,
     resume: bool,
     verify: bool,
     track: str | None,
@@ -134,9 +134,7 @@ def command(
     say(f"saved {output}; next: adtr predict {output} IMAGES...", quiet=quiet)
 
 
-def _verify(
-    detector: AnomalyDetector, dataset: Dataset, on_error: Literal["raise", "skip"], *, quiet: bool
-) -> Repetition:
+def _verify(detector: AnomalyDetector, dataset: Dataset, on_error: OnError, *, quiet: bool) -> Repetition:
     from adtr.data.sources import training_sources
     from adtr.learning.repetition import repeat
 

@@ -19,10 +19,10 @@ from adtr.cli.options import (
     say,
     weights_option,
 )
-from adtr.errors import AdtrError
+from adtr.errors import AdtrError, OnError
 
 if TYPE_CHECKING:
-    from adtr.scaling.products import Record
+    from adtr.experiments.records import Record
 
 
 @click.command(cls=SectionedCommand)
@@ -58,7 +58,7 @@ def command(
     jobs: int,
     backbone_weights: str | None,
     device: str,
-    on_error: Literal["raise", "skip"],
+    on_error: OnError,
     quiet: bool,
     **flags: Any,  # noqa: ANN401 - the configuration's fields
 ) -> None:

@@ -23,7 +23,7 @@ from adtr.cli.options import (
     work_folder,
     work_folder_of_others,
 )
-from adtr.errors import AdtrError, ModelError
+from adtr.errors import AdtrError, ModelError, OnError
 
 
 @click.command(cls=SectionedCommand)
@@ -84,7 +84,7 @@ def command(
     device: str,
     devices: int,
     nodes: int,
-    on_error: Literal["raise", "skip"],
+    on_error: OnError,
     resume: bool,
     track: str | None,
     quiet: bool,

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
 import click
 
-from adtr.config import Setting, Size, read_config_file, settings
+from adtr.config import read_config_file, settings
 from adtr.errors import AdtrError
 from adtr.files import check_writable
 from adtr.locks import hold_folder
 from adtr.report.html import printable
+from adtr.settings import Setting, Size
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -27,7 +27,7 @@ from adtr.cli.options import (
     unsure_rate_option,
     weights_option,
 )
-from adtr.errors import AdtrError, ConfigError, DataError
+from adtr.errors import AdtrError, ConfigError, DataError, OnError
 
 FIELDS = (
     "path",
@@ -90,7 +90,7 @@ def command(
     workers: int | None,
     backbone_weights: str | None,
     device: str,
-    on_error: Literal["raise", "skip"],
+    on_error: OnError,
     quiet: bool,
 ) -> None:
     """Score images: a JSON line for each, as they come, on stdout or in a file.
@@ -155,15 +155,17 @@ def command(
     with (
         open_rows(output, maps=maps is not None, overlays=overlays is not None) as write,
         progress_on_stderr(quiet or output is None) as progress,
+        contextlib.closing(
+            detector.stream(
+                images,
+                on_error=on_error,
+                batch_size=batch_size,
+                keep_images=overlays is not None,
+                progress=progress,
+            )
+        ) as stream,
     ):
         progress.start("predicting", total=len(images))
-        stream = detector.stream(
-            images,
-            on_error=on_error,
-            batch_size=batch_size,
-            keep_images=overlays is not None,
-            progress=progress,
-        )
         for prediction, loaded in stream:
             row = {
                 "path": str(images[loaded.index]),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import click
 
@@ -18,7 +17,7 @@ from adtr.cli.options import (
     say,
     weights_option,
 )
-from adtr.errors import ConfigError
+from adtr.errors import ConfigError, OnError
 
 
 @click.command()
@@ -54,7 +53,7 @@ def command(
     panels: int,
     backbone_weights: str | None,
     device: str,
-    on_error: Literal["raise", "skip"],
+    on_error: OnError,
     quiet: bool,
 ) -> None:
     """Test a model on DATA, and write one file that a person can read.

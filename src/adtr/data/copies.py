@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from adtr.data.folder import GOOD, Dataset
 from adtr.data.loading import LoadedImage, SkippedImage, load_images
 from adtr.data.sources import loaded_hash
+from adtr.errors import OnError
 from adtr.progress import Progress, Silent
 
 SIDE = 32
@@ -82,7 +84,7 @@ def members_of(sources: Sequence[object], dataset: Dataset | None) -> list[Membe
 def find_copies(
     members: Sequence[Member],
     *,
-    on_error: Literal["raise", "skip"] = "raise",
+    on_error: OnError = "raise",
     skipped: list[SkippedImage] | None = None,
     progress: Progress | None = None,
 ) -> list[Copies]:
@@ -102,12 +104,13 @@ def find_copies(
     found: list[Member] = []
     hashes: list[str] = []
     pictures: list[NDArray[np.float32]] = []
-    loaded = load_images([m.source for m in members], (SIDE, SIDE), on_error=on_error, skipped=skipped)
-    for image in loaded:
-        found.append(members[image.index])
-        hashes.append(loaded_hash(image))
-        pictures.append(_describe(image))
-        progress.advance(1)
+    sources = [member.source for member in members]
+    with closing(load_images(sources, (SIDE, SIDE), on_error=on_error, skipped=skipped)) as loaded:
+        for image in loaded:
+            found.append(members[image.index])
+            hashes.append(loaded_hash(image))
+            pictures.append(_describe(image))
+            progress.advance(1)
     progress.finish()
     if not found:
         return []

@@ -7,14 +7,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from adtr.data.images import read_image, resize
-from adtr.errors import ConfigError, ImageError
+from adtr.errors import ConfigError, ImageError, OnError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,7 +99,7 @@ def load_images(
     *,
     workers: int = 2,
     prefetch: int = 32,
-    on_error: Literal["raise", "skip"] = "raise",
+    on_error: OnError = "raise",
     skipped: list[SkippedImage] | None = None,
     keep_original: bool = False,
 ) -> Generator[LoadedImage, None, None]:

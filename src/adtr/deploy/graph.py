@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adtr.calibration import Thresholds
-from adtr.config import Size
 from adtr.model.network import ADTR
+from adtr.settings import Size
 
 MAX_BATCH = 4096
 

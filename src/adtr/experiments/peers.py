@@ -7,6 +7,7 @@ networks and losses are used; scores are taken raw. What trains takes as many st
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -17,12 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adtr.config import Config, Size, TrainingConfig
+from adtr.config import Config, TrainingConfig
 from adtr.data.loading import load_images
 from adtr.data.sources import in_batches
 from adtr.experiments.subjects import Subject
 from adtr.metrics import Metrics, MetricsAccumulator
 from adtr.model.backbones import Backbone, create_backbone, import_timm, load_backbone_state
+from adtr.settings import Size
 from adtr.training.loop import epoch_order
 from adtr.training.optimization import training_steps
 
@@ -71,10 +73,11 @@ class Bench:
     def images(self, sources: Sequence[object]) -> Iterator[tuple[Tensor, list[Size]]]:
         """Normalised images (B, 3, h, w) and their original sizes, in order."""
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.backbone.mean, self.backbone.std))
-        for batch in in_batches(load_images(sources, self.size), self.training.batch_size):
-            pixels = torch.from_numpy(np.stack([image.pixels for image in batch])).permute(0, 3, 1, 2)
-            # anomalib's losses ask for contiguous tensors, which a permuted batch would not lead to
-            yield ((pixels.float() / 255 - mean) / std).contiguous(), [image.size for image in batch]
+        with closing(load_images(sources, self.size)) as loaded:
+            for batch in in_batches(loaded, self.training.batch_size):
+                pixels = torch.from_numpy(np.stack([image.pixels for image in batch])).permute(0, 3, 1, 2)
+                # anomalib's losses ask for contiguous tensors, which a permuted batch would not lead to
+                yield ((pixels.float() / 255 - mean) / std).contiguous(), [image.size for image in batch]
 
     def training_images(self) -> Iterator[Tensor]:
         """As many batches as adtr's training has, in its order."""

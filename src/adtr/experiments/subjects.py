@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from adtr.config import unknown
 from adtr.data.cifar import CLASSES, Cifar10, open_cifar10
 from adtr.data.folder import GOOD, open_dataset, subfolders
 from adtr.data.images import read_mask
 from adtr.errors import DataError
 from adtr.experiments.plans import Data
 from adtr.experiments.published import published_tables
+from adtr.settings import unknown
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adtr.calibration import Calibration, Thresholds
-from adtr.config import Size, load_preset
+from adtr.config import load_preset
 from adtr.data.loading import LoadedImage
 from adtr.data.sources import loaded_hash
 from adtr.deploy.graph import resize_planes
@@ -30,6 +30,7 @@ from adtr.learning.fit import learn
 from adtr.learning.learned import Learned, Reader
 from adtr.model.backbones import import_timm
 from adtr.model.network import ADTR
+from adtr.settings import Size
 from adtr.training.feature_cache import FeatureCache
 
 try:

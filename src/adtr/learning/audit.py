@@ -15,17 +15,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from adtr.calibration import Calibration
-from adtr.config import Config, Size, load_preset
+from adtr.config import Config, load_preset
 from adtr.data.copies import Copies, Kind, find_copies, members_of
 from adtr.data.folder import Dataset, open_dataset
 from adtr.data.loading import SkippedImage
 from adtr.data.sources import training_sources
 from adtr.device import choose_device, choose_precision
-from adtr.errors import DataError
-from adtr.learning.learned import OnError, Reader
+from adtr.errors import DataError, OnError
+from adtr.learning.learned import Reader
 from adtr.model.comparison import image_score
 from adtr.model.network import ADTR
 from adtr.progress import Progress, Silent
+from adtr.settings import Size
 from adtr.training.feature_cache import FeatureCache
 
 FEWEST = 3

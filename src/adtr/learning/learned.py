@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from adtr.calibration import Calibration
 from adtr.data.loading import SkippedImage
-from adtr.errors import DataError
+from adtr.errors import DataError, OnError
 from adtr.model.network import ADTR
 from adtr.progress import Progress, Silent
 from adtr.training.features import EmbeddedImages, embed_images, embed_together
@@ -17,8 +17,6 @@ from adtr.training.features import EmbeddedImages, embed_images, embed_together
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from torch import Tensor
-
-OnError = Literal["raise", "skip"]
 
 
 @dataclass(frozen=True, kw_only=True)

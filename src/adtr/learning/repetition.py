@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adtr.config import Config
-from adtr.errors import AdtrError
-from adtr.learning.learned import OnError
+from adtr.errors import AdtrError, OnError
 
 IMAGES, STEPS = 64, 10
 """Of the short training."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adtr.config import Size
+from adtr.settings import Size
 
 
 def feature_difference(features: Tensor, reconstructed: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adtr.config import Size
+from adtr.settings import Size
 
 STRIDES = (8, 16)
 """Of the levels that are remembered: finer ones know no more than texture, coarser ones do not tell where."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from adtr.config import ReconstructionConfig, Size
+from adtr.config import ReconstructionConfig
 from adtr.errors import ConfigError
 from adtr.model.backbones import Backbone, state_sha256
+from adtr.settings import Size
 
 
 class Concatenation(nn.Linear):

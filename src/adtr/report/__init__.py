@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from adtr.data.folder import Dataset
-    from adtr.predictor import OnError, Predictor
+    from adtr.errors import OnError
+    from adtr.predictor import Predictor
     from adtr.progress import Progress
     from adtr.report.gather import Findings
 

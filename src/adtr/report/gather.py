@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -16,9 +17,10 @@ from adtr.data.folder import Dataset, open_dataset
 from adtr.data.images import read_mask
 from adtr.data.loading import SkippedImage
 from adtr.decisions import Decisions, decide, trade_off
+from adtr.errors import OnError
 from adtr.evaluation import add_to_metrics, labelled_scores
 from adtr.metrics import GOOD, Metrics, MetricsAccumulator
-from adtr.predictor import OnError, Predictor
+from adtr.predictor import Predictor
 from adtr.progress import Progress, Silent
 from adtr.report.pictures import shown_range, tiles
 
@@ -119,18 +121,19 @@ def gather(
     dataset = data if isinstance(data, Dataset) else open_dataset(data, reserve=False)
     accumulator = MetricsAccumulator()
     images: list[Judged] = []
-    for item in detector.evaluate_each(dataset, on_error=on_error, progress=progress):
-        add_to_metrics(accumulator, item)
-        prediction = item.prediction
-        images.append(
-            Judged(
-                sample=item.sample,
-                score=prediction.score,
-                p_value=prediction.p_value,
-                severity=prediction.severity,
-                verdict=prediction.verdict,
+    with closing(detector.evaluate_each(dataset, on_error=on_error, progress=progress)) as items:
+        for item in items:
+            add_to_metrics(accumulator, item)
+            prediction = item.prediction
+            images.append(
+                Judged(
+                    sample=item.sample,
+                    score=prediction.score,
+                    p_value=prediction.p_value,
+                    severity=prediction.severity,
+                    verdict=prediction.verdict,
+                )
             )
-        )
     skipped = detector.skipped_
     anomalous = [image for image in images if image.sample.is_anomalous]
     scores = labelled_scores((image.sample, image.score) for image in images)

@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 
-from adtr.config import Size
 from adtr.data.loading import LoadedImage
-from adtr.errors import AdtrError, ImageError, ModelError
+from adtr.errors import AdtrError, ImageError, ModelError, OnError
 from adtr.files import file_sha256
 from adtr.locks import hold_folder
-from adtr.predictor import OnError
 from adtr.progress import Progress
 from adtr.scaling.answers import Answers, parts_folder
 from adtr.scaling.cluster import connect, gpus_for
 from adtr.scaling.sources import Batch, find_units, in_blocks, load, without_first
+from adtr.settings import Size
 from adtr.store import METADATA, is_exported, read_metadata
 
 if TYPE_CHECKING:

@@ -17,16 +17,14 @@ from typing import Any, Literal
 
 from adtr.config import Config, load_preset
 from adtr.data.folder import Dataset, open_dataset, subfolders
-from adtr.errors import AdtrError, DataError
-from adtr.experiments.records import plain_config
+from adtr.errors import AdtrError, DataError, OnError
+from adtr.experiments.records import Record, plain_config
 from adtr.experiments.runs import UNFINISHED
 from adtr.files import check_writable, parse_json, replace_file
 from adtr.jobs import affordable_jobs, in_processes
 from adtr.locks import hold_folder
-from adtr.predictor import OnError
 
 SUMMARY, TABLE, MODELS = "summary.jsonl", "summary.md", "models"
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)

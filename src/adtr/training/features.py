@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from adtr.data.loading import LoadedImage, SkippedImage, load_images
 from adtr.data.sources import in_batches, loaded_hash
-from adtr.errors import DataError, memory_for
+from adtr.errors import DataError, OnError, memory_for
 from adtr.model.network import ADTR
 from adtr.progress import Progress, Silent
 from adtr.training.feature_cache import FeatureCache
@@ -46,7 +47,7 @@ def embed_images(
     network: ADTR,
     sources: Sequence[object],
     *,
-    on_error: Literal["raise", "skip"] = "raise",
+    on_error: OnError = "raise",
     skipped: list[SkippedImage] | None = None,
     progress: Progress | None = None,
     stage: str = "features",
@@ -74,13 +75,13 @@ def embed_images(
     hashes: list[str] = []
     sizes: list[tuple[int, int]] = []
     progress.start(stage, total=len(sources))
-    images = load_images(sources, config.embedding.image_size, on_error=on_error, skipped=skipped)
-    for batch in in_batches(images, BATCH):
-        cache.append(network.embedding(to_tensor(batch, network)))
-        indices += [image.index for image in batch]
-        hashes += [loaded_hash(image) for image in batch]
-        sizes += [image.size for image in batch]
-        progress.advance(len(batch))
+    with closing(load_images(sources, config.embedding.image_size, on_error=on_error, skipped=skipped)) as images:
+        for batch in in_batches(images, BATCH):
+            cache.append(network.embedding(to_tensor(batch, network)))
+            indices += [image.index for image in batch]
+            hashes += [loaded_hash(image) for image in batch]
+            sizes += [image.size for image in batch]
+            progress.advance(len(batch))
     progress.finish()
     return EmbeddedImages(cache=cache, indices=indices, hashes=hashes, sizes=sizes)
 
@@ -90,7 +91,7 @@ def embed_together(
     network: ADTR,
     sources: Sequence[object],
     *,
-    on_error: Literal["raise", "skip"] = "raise",
+    on_error: OnError = "raise",
     skipped: list[SkippedImage] | None = None,
     progress: Progress | None = None,
     stage: str = "features",
