@@ -162,7 +162,7 @@ def start(scenario: Scenario, place: Path, fault: Fault | None = None, points: P
 
 def finish(scenario: Scenario, place: Path, child: int, fault: Fault | None = None) -> int | None:
     """The exit code; None where it was killed. A command that does not end is stopped once it has done its work."""
-    deadline = time.monotonic() + (fault.after if fault and fault.after is not None else 120)
+    deadline = time.monotonic() + (fault.after if fault and fault.after is not None else 600)
     stopped = False
     while True:
         done, status = os.waitpid(child, os.WNOHANG)

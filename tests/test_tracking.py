@@ -215,6 +215,7 @@ def test_an_mlflow_server_that_is_not_there_is_one_line(monkeypatch: pytest.Monk
 def test_weights_and_biases_stays_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB__SERVICE_WAIT", "300")  # for a machine that is busy
     for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "own"))
     where = tell(f"wandb:{tmp_path / 'runs'}", tmp_path)

@@ -108,9 +108,8 @@ def test_a_demo_that_is_stopped_leaves_the_earlier_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 7])
-def test_the_detector_beats_the_mean_image(seed: int, tmp_path: Path) -> None:
-    result: DemoResult = run_demo(tmp_path, texture="brick", seed=seed, progress=Silent())
+def test_the_detector_beats_the_mean_image(tmp_path: Path) -> None:
+    result: DemoResult = run_demo(tmp_path, texture="brick", seed=7, progress=Silent())
     ours, theirs = result.metrics, result.baseline
     assert ours.images == 12 + 6 * len(DEFECTS)
     assert ours.pixel_auroc is not None
