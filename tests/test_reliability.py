@@ -34,8 +34,8 @@ def test_fit_and_watch_lose_nothing(tmp_path: Path) -> None:
     few = ("--count", 2, "--points", 2, "--errors", 2, "--memory", 0)
     found = campaign(tmp_path, "--commands", "fit", "watch", "--seed", 1, *few)
     assert {name: (row["trials"], row["kills at writes"]) for name, row in found.items()} == {
-        "fit": (6, 2),
-        "watch": (6, 2),
+        "fit": (5, 2),
+        "watch": (5, 2),
     }
     assert sum(row["writes refused"] for row in found.values()) > 0
 
