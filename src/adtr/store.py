@@ -280,7 +280,7 @@ def _check_weights(state: dict[str, Tensor], config: Config, path: Path) -> None
         expected = {f"reconstruction.{n}": t for n, t in create_reconstruction(channels, config).state_dict().items()}
         expected |= {"feature_mean": torch.empty(channels), "feature_std": torch.empty(channels)}
         patches = state.get("memory.patches", torch.empty(0)).shape  # as many as there were; `restore` looks at them
-        expected |= {"memory.patches": torch.empty(patches, dtype=torch.float16), "memory.scale": torch.empty(())}
+        expected |= {"memory.patches": torch.empty(patches, dtype=torch.float16), "memory.scale": torch.empty(2)}
     for name in sorted(expected.keys() | state.keys()):
         have, want = state.get(name), expected.get(name)
         if have is None or want is None or have.shape != want.shape or have.dtype != want.dtype:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adtr.model.memory import Memory, nearest_distance
+from adtr.model.memory import SHARES, Memory, nearest_distance
 
 LEVELS = ((2, 4), (3, 8), (1, 16), (4, 32))
 
@@ -27,15 +27,15 @@ def test_the_middle_levels_are_remembered_or_all_where_there_is_none() -> None:
 def test_a_description_is_the_token_and_the_mean_around_it() -> None:
     features = tokens()
     described = memory().describe(features)
-    assert described.shape == (2, 12, 8)
+    assert described.shape == (2, 2, 12, 4)
     own = features[..., 2:6].numpy()
     for image in range(2):
         for y in range(3):
             for x in range(4):
                 near = [(v, u) for v in range(3) for u in range(4) if abs(v - y) < 2 and abs(u - x) < 2]
                 around = np.mean([own[image, v * 4 + u] for v, u in near], axis=0)
-                literal = np.concatenate([own[image, y * 4 + x], around])
-                np.testing.assert_allclose(described[image, y * 4 + x], literal, rtol=1e-5, atol=1e-6)
+                literal = np.stack([own[image, y * 4 + x], around])
+                np.testing.assert_allclose(described[:, image, y * 4 + x], literal, rtol=1e-5, atol=1e-6)
 
 
 @settings(max_examples=25, deadline=None)
@@ -44,33 +44,47 @@ def test_the_nearest_distance_is_that_of_the_literal_search(points: int, dims: i
     rng = np.random.default_rng(seed)
     a, b = rng.normal(size=(points, dims)), rng.normal(size=(others, dims))
     literal = [min(math.dist(p, q) for q in b) for p in a]
-    found = nearest_distance(torch.tensor(a), torch.tensor(b))
+    found = nearest_distance(torch.tensor(a), torch.tensor(b), torch.tensor((b**2).sum(-1)))
     np.testing.assert_allclose(found, literal, rtol=1e-4, atol=1e-4)
 
 
 def test_what_is_remembered_is_at_no_distance_and_the_scale_multiplies() -> None:
     remembering, features = memory(), tokens()
     assert not remembering.is_filled
-    patches = remembering.describe(features)[0, :5].half().float()
-    remembering.fill(patches, 1.0)
+    patches = remembering.describe(features)[:, 0, :5]
+    remembering.fill(patches, torch.ones(2))
     assert remembering.is_filled
     once = remembering(features)
     assert once.shape == (2, 3, 4)
     assert once[0].flatten()[:5].max() < 0.1  # but for half precision
     assert once[1].min() > 0.1
-    remembering.fill(patches, 3.0)
+    remembering.fill(patches, torch.tensor([3.0, 3.0]))
     torch.testing.assert_close(remembering(features), 3 * once)
+
+
+def test_each_kind_counts_by_its_share_and_its_scale() -> None:
+    remembering, features = memory(), tokens()
+    patches, scale = torch.randn(2, 5, 4), torch.tensor([2.0, 3.0])
+    remembering.fill(patches, scale)
+    described, remembered = remembering.describe(features), patches.half().float()
+    literal = sum(
+        share * each * torch.cdist(points.flatten(0, 1), others).amin(1)
+        for share, each, points, others in zip(SHARES, scale, described, remembered, strict=True)
+    )
+    torch.testing.assert_close(remembering(features).flatten(), literal, rtol=1e-3, atol=1e-3)
 
 
 def test_a_stored_memory_comes_back_exactly() -> None:
     first, second = memory(), memory()
-    first.fill(torch.randn(4, 8), 1.7)
+    first.fill(torch.randn(2, 4, 4), torch.tensor([1.7, 0.3]))
     second.restore(**first.stored())
     assert torch.equal(first.patches, second.patches)
     assert torch.equal(first(tokens()), second(tokens()))
 
 
-@pytest.mark.parametrize("shape", [(6, 8), (4, 7), (8,), (1, 4, 8)])
-def test_a_memory_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("patches", "scale"), [((2, 6, 4), 2), ((2, 4, 3), 2), ((4, 4), 2), ((1, 4, 4), 2), ((2, 4, 4), 3)]
+)
+def test_a_memory_of_another_shape_is_refused(patches: tuple[int, ...], scale: int) -> None:
     with pytest.raises(RuntimeError, match="cannot have the shape"):
-        memory().restore(torch.zeros(shape).half(), torch.ones(()))
+        memory().restore(torch.zeros(patches).half(), torch.ones(scale))

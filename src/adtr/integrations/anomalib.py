@@ -294,10 +294,9 @@ class Adtr(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take it back."""
         super().on_load_checkpoint(checkpoint)
-        patches = checkpoint["state_dict"].get("model.network.memory.patches")
-        if patches is not None:  # the buffer has no rows before it is filled
-            memory = self.model.network.memory
-            memory.patches = memory.patches.new_empty(patches.shape)
+        state, memory = checkpoint["state_dict"], "model.network.memory"
+        if f"{memory}.patches" in state:  # the buffer has no rows before it is filled
+            self.model.network.memory.fill(state[f"{memory}.patches"], state[f"{memory}.scale"])
         if "adtr" in checkpoint:
             self._calibration = Calibration(**checkpoint["adtr"]["calibration"])
             self._metadata = checkpoint["adtr"]["metadata"]

@@ -1,10 +1,10 @@
 """Memory: the distance of features to the nearest that good images showed; beyond the paper.
 
 A transformer learns to reconstruct some anomalies too, and misses rare good patches; a nearest neighbour errs at other
-places, and their sum errs less than either. As in PatchCore (Roth et al., 2022), patches are remembered with their
-neighbourhood; `adtr.training.remembering` chooses which.
+places, and their sum errs less than either. Patches of two kinds are remembered: tokens, which show small defects, and,
+as in PatchCore (Roth et al., 2022), means around tokens, which show faint ones. See `adtr.training.remembering`.
 
-Shapes: B images, N = H * W tokens, C feature channels, M patches of D channels.
+Shapes: B images, N = H * W tokens, C feature channels, M patches of each of 2 kinds, D channels of a patch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from adtr.settings import Size
 STRIDES = (8, 16)
 """Of the levels that are remembered: finer ones know no more than texture, coarser ones do not tell where."""
 NEIGHBOURHOOD = 3
-"""Side of the window, tokens, whose mean joins each token."""
+"""Side of the window, tokens, whose mean is remembered too."""
+SHARES = (1.0, 0.5)
+"""What the distances of the two kinds of patch count, the token's and that of the mean around it."""
 
 
 class Memory(nn.Module):
@@ -29,15 +31,18 @@ class Memory(nn.Module):
     Args:
         levels: channels and stride of each; those with a stride in `STRIDES` are remembered, all where none has one.
         grid: height and width of the token grid.
-        size: patches to remember at most; 0: none.
+        size: patches of each kind to remember at most; 0: none.
     """
 
     channels: Tensor
     """Which of the features' channels are remembered."""
     patches: Tensor
-    """Descriptions of tokens of good images, (M, D); empty until something is remembered."""
+    """Tokens of good images, and means around them, (2, M, D); empty until something is remembered."""
     scale: Tensor
-    """Brings distances to the units of the score map s(u)."""
+    """Brings the distances of each kind to the units of the score map s(u), (2,)."""
+    squares: Tensor
+    """Squared norms of the patches, (2, M), which every search needs."""
+    shares: Tensor
 
     def __init__(self, levels: Sequence[tuple[int, int]], grid: Size, size: int) -> None:
         super().__init__()
@@ -45,32 +50,37 @@ class Memory(nn.Module):
         wanted = torch.tensor([stride in STRIDES for channels, stride in levels for _ in range(channels)])
         chosen = wanted.nonzero().flatten() if wanted.any() else torch.arange(len(wanted))
         self.register_buffer("channels", chosen, persistent=False)
-        self.register_buffer("patches", torch.zeros(0, 2 * len(chosen)))
-        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("shares", torch.tensor(SHARES), persistent=False)
+        self.register_buffer("patches", torch.zeros(2, 0, len(chosen)))
+        self.register_buffer("squares", torch.zeros(2, 0), persistent=False)
+        self.register_buffer("scale", torch.ones(2))
 
     @property
     def is_filled(self) -> bool:
         """Whether there is anything to be near to."""
-        return len(self.patches) > 0
+        return self.patches.shape[1] > 0
 
     def describe(self, features: Tensor) -> Tensor:
-        """A token's remembered channels and their mean around it: standardised features (B, N, C) to (B, N, D)."""
+        """The remembered channels of each token, and their mean around it: (B, N, C) to (2, B, N, D)."""
         own = features[..., self.channels]
         maps = own.transpose(1, 2).unflatten(-1, self.grid)
         around = functional.avg_pool2d(maps, NEIGHBOURHOOD, 1, NEIGHBOURHOOD // 2, count_include_pad=False)
-        return torch.cat((own, around.flatten(2).transpose(1, 2)), dim=-1)
+        return torch.stack((own, around.flatten(2).transpose(1, 2)))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Distance to the nearest remembered patch, in units of s(u): (B, N, C) to (B, H, W) float32."""
+        """Distance to the nearest remembered patches, in units of s(u): (B, N, C) to (B, H, W) float32."""
         if not torch.compiler.is_exporting() and features.device.type == "cpu" and len(features) > 1:
             return torch.cat([self(image) for image in features.split(1)])  # N * M products stay in the caches
-        distance = nearest_distance(self.describe(features), self.patches)
-        return (self.scale * distance).unflatten(-1, self.grid)
+        described = self.describe(features)
+        kinds = zip(described, self.patches, self.squares, strict=True)
+        distances = torch.stack([nearest_distance(*kind) for kind in kinds], dim=-1)
+        return (distances * self.shares * self.scale).sum(-1).unflatten(-1, self.grid)
 
-    def fill(self, patches: Tensor, scale: float) -> None:
-        """Remember these, (M, D), in the precision in which they are stored."""
+    def fill(self, patches: Tensor, scale: Tensor) -> None:
+        """Remember these, (2, M, D), in the precision in which they are stored; `scale` is (2,)."""
         self.patches = patches.half().to(self.patches)
-        self.scale.fill_(scale)
+        self.squares = self.patches.square().sum(-1)
+        self.scale = scale.to(self.scale)
 
     def stored(self) -> dict[str, Tensor]:
         """What a model file keeps."""
@@ -82,16 +92,23 @@ class Memory(nn.Module):
         Raises:
             RuntimeError: one has not the shape that the configuration gives it.
         """
-        if patches.ndim != 2 or patches.shape[1] != self.patches.shape[1] or len(patches) > self.size or scale.ndim:
+        kinds, _, dimensions = self.patches.shape
+        if patches.ndim != 3 or patches.shape[::2] != (kinds, dimensions) or patches.shape[1] > self.size:
             raise RuntimeError(f"a memory of {self.size} patches cannot have the shape {tuple(patches.shape)}")
-        self.fill(patches, float(scale))
+        if scale.shape != self.scale.shape:
+            raise RuntimeError(f"a memory's scale cannot have the shape {tuple(scale.shape)}")
+        self.fill(patches, scale)
 
 
-def nearest_distance(points: Tensor, others: Tensor) -> Tensor:
+def nearest_distance(points: Tensor, others: Tensor, squares: Tensor) -> Tensor:
     """Euclidean distance of points (..., D) to the nearest of others (M, D), (...) float32.
 
     The search may be rounded, in bf16 say; the distance to what it found is not.
+
+    Args:
+        points: whose distances are asked for.
+        others: among which the nearest is sought.
+        squares: their squared norms, (M,).
     """
-    products = (points @ others.T).float()
-    nearest = (others.square().sum(-1) - 2 * products).argmin(-1)
+    nearest = (squares - 2 * (points @ others.T).float()).argmin(-1)
     return torch.linalg.vector_norm(points - others[nearest], dim=-1)

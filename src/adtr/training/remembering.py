@@ -27,8 +27,8 @@ CHUNK = 16
 def remember(network: ADTR, cache: FeatureCache, index: Tensor, seed: int) -> None:
     """Fill the memory of a trained network, where its configuration asks for one.
 
-    The scale is such that s(u) and the distance have one mean over training images, each compared with the patches of
-    others only. Nothing here sees a held-out image.
+    The scale is such that s(u) and the distance of each kind have one mean over training images, each compared with the
+    patches of others only. Nothing here sees a held-out image.
 
     Args:
         network: its features are standardised and its reconstruction is trained.
@@ -50,21 +50,31 @@ def remember(network: ADTR, cache: FeatureCache, index: Tensor, seed: int) -> No
     for rows in drawn.split(CHUNK):
         described = memory.describe(_standardized(network, cache, rows))
         places = torch.stack([torch.randperm(tokens, generator=generator)[:each] for _ in rows]).to(described.device)
-        parts.append(described.gather(1, places.unsqueeze(-1).expand(-1, -1, described.shape[-1])))
-    candidates = torch.cat(parts).flatten(0, 1)
-    chosen = farthest_points(candidates, memory.size, generator)
-    memory.fill(candidates[chosen], 1.0)
+        parts.append(described.gather(2, places[None, ..., None].expand(2, -1, -1, described.shape[-1])))
+    candidates = torch.cat(parts, dim=1).flatten(1, 2)
+    chosen = torch.stack([farthest_points(kind, memory.size, generator) for kind in candidates])
+    memory.fill(torch.stack([kind[rows] for kind, rows in zip(candidates, chosen, strict=True)]), torch.ones(2))
     owner = drawn[chosen.cpu() // each].to(candidates.device)
 
     errors, distances = [], []
     for row in drawn[:SCALE_IMAGES]:
         features = _standardized(network, cache, row[None])
-        others = memory.patches[owner != row]
-        if len(others):
+        described = memory.describe(features)
+        of_others = owner != row
+        if of_others.any(dim=1).all():
             errors.append(score_map(network.difference(features), memory.grid).mean())
-            distances.append(nearest_distance(memory.describe(features), others).mean())
-    if distances and (mean := float(torch.stack(distances).mean())) > 0:
-        memory.scale.fill_(float(torch.stack(errors).mean()) / mean)
+            distances.append(
+                torch.stack(
+                    [
+                        nearest_distance(kind, patches[mask], squares[mask]).mean()
+                        for kind, patches, squares, mask in zip(
+                            described, memory.patches, memory.squares, of_others, strict=True
+                        )
+                    ]
+                )
+            )
+    if distances and (mean := torch.stack(distances).mean(0)).min() > 0:
+        memory.fill(memory.patches, torch.stack(errors).mean() / mean)
 
 
 def _standardized(network: ADTR, cache: FeatureCache, rows: Tensor) -> Tensor:
