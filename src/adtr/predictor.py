@@ -249,5 +249,6 @@ class Predictor(ABC):
     def learned_hashes(self) -> tuple[set[str], set[str]]:
         """Contents of the good images, and of the anomalous ones, that the detector learned from."""
         self._require_fitted()
-        good = set(self.metadata_["data"]["image_hashes"])
+        data = self.metadata_["data"]
+        good = {*data["image_hashes"], *data.get("earlier_hashes", [])}
         return good, {digest for past in self.metadata_.get("improvements", []) for digest in past["hashes"]}

@@ -209,9 +209,9 @@ def check_record(metadata: dict[str, Any]) -> Calibration:
     """
     backbone, data = metadata["backbone"], metadata["data"]
     texts = [backbone["name"], backbone["source"], backbone["sha256"]]
-    improvements = metadata.get("improvements", [])
-    for hashes in (data["image_hashes"], data["held_out_hashes"], *(past["hashes"] for past in improvements)):
-        texts += hashes
+    lists = [data["image_hashes"], data["held_out_hashes"], data.get("earlier_hashes", [])]
+    lists += [past["hashes"] for past in metadata.get("improvements", [])]
+    texts += [digest for hashes in lists for digest in hashes]
     if not all(isinstance(text, str) for text in texts):
         raise TypeError("its names and hashes must be text")
     dict(metadata["training"]), bool(backbone["stored"])

@@ -230,6 +230,20 @@ def test_new_good_images_are_dealt_out_and_old_ones_keep_their_side(detector: An
     assert 11 <= data["held_out"] <= 10 + 15
 
 
+def test_what_was_learned_once_is_never_judged(detector: AnomalyDetector, dataset: Path, tmp_path: Path) -> None:
+    """Also where `improve` was given other good images than `fit`, and again after it was saved."""
+    folder = write_dataset(tmp_path / "other", train=14, test=3, seed=77)
+    other = sorted((folder / "train/good").iterdir())
+    for path in sorted((dataset / "train/good").iterdir())[:5]:
+        shutil.copy(path, folder / "test/good" / f"old-{path.name}")
+    better = detector.improve(synthetic=["scar"], good=other, **FEW_STEPS)
+    assert better.evaluate(folder).images == 6
+    better.improve(synthetic=["scar"], good=[*other, good_image(np.random.default_rng(9))], **FEW_STEPS).save(
+        tmp_path / "model"
+    )
+    assert AnomalyDetector.load(tmp_path / "model").evaluate(folder).images == 6
+
+
 def test_an_image_learned_as_good_that_is_marked_now_no_longer_counts_as_good(
     detector: AnomalyDetector, dataset: Path, tmp_path: Path
 ) -> None:

@@ -164,11 +164,16 @@ def improve(
     )
     metadata = {
         **detector.metadata_,
-        "data": {**detector.metadata_["data"], **good.record()},
+        "data": {**detector.metadata_["data"], **good.record(), "earlier_hashes": _earlier(detector, good.hashes)},
         "improvements": [*detector.metadata_.get("improvements", []), improvement.to_dict()],
     }
     features = good.cache.features[: len(good.cache)] if detector.keeps_features_ else None
     return Learned(network=network, calibration=calibration, metadata=metadata, features=features), improvement
+
+
+def _earlier(detector: AnomalyDetector, hashes: Sequence[str]) -> list[str]:
+    """Hashes of good images that the network learned from once, and that are not among the present ones."""
+    return sorted(detector.learned_hashes()[0].difference(hashes))
 
 
 OF_THE_FIT = ("holdout", "holdout_min", "folds", "precision")
