@@ -19,6 +19,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from adtr.cli import SPINS
+
+os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # as the command line does, before torch is imported
+
 from adtr.detector import AnomalyDetector
 
 if TYPE_CHECKING:

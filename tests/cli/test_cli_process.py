@@ -24,6 +24,17 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "adtr", *map(str, arguments)]
 
 
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")]
+)
+def test_threads_leave_their_cores_to_others_unless_told_otherwise(given: dict[str, str], spins: str) -> None:
+    code = "import os\nfrom adtr.cli import main\ntry: main(['--version'])\nexcept SystemExit: pass\n"
+    code += "print(os.environ.get('GOMP_SPINCOUNT'))"
+    plain = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run([sys.executable, "-c", code], env={**plain, **given}, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == spins
+
+
 def test_python_m_adtr(run: Run) -> None:
     done = run("--version")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"adtr {__version__}\n", "")
