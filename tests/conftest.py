@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adtr.cli import SPINS
+from adtr.cli import wait_briefly
 
-os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # as the command line does, before torch is imported
+wait_briefly()  # as the command line does, before torch is imported
 
-from adtr.detector import AnomalyDetector
+from adtr.detector import AnomalyDetector  # noqa: E402
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -184,8 +184,8 @@ class Predictor(ABC):
         types = images.types()
         good, anomalous = self.learned_hashes()
         accumulator, judged = MetricsAccumulator(), 0
-        if progress is not None:
-            progress.start("evaluating", total=len(types))
+        progress = progress or Silent()
+        progress.start("evaluating", total=len(types))
         with closing(self.stream(images, on_error=on_error, progress=progress)) as stream:
             for prediction, loaded in stream:
                 kind = types[loaded.index]
@@ -194,8 +194,7 @@ class Predictor(ABC):
                 truth = None if kind == GOOD else images.truth(loaded.index, prediction.size)
                 accumulator.add(prediction.score, prediction.anomaly_map, truth, defect_type=kind)
                 judged += 1
-        if progress is not None:
-            progress.finish()
+        progress.finish()
         if not judged:
             raise DataError("no labelled test images in the data set (images that the model learned from do not count)")
         return accumulator.compute()
@@ -211,16 +210,15 @@ class Predictor(ABC):
         """The test images of a data set one by one with their verdicts; see `evaluate`."""
         self._require_fitted()
         samples = self.test_samples(dataset)
-        if progress is not None:
-            progress.start("evaluating", total=len(samples))
+        progress = progress or Silent()
+        progress.start("evaluating", total=len(samples))
         stream = self.stream(
             [sample.path for sample in samples], on_error=on_error, keep_images=keep_images, progress=progress
         )
         with closing(stream):
             for prediction, loaded in stream:
                 yield Evaluated(sample=samples[loaded.index], prediction=prediction, image=loaded.image)
-        if progress is not None:
-            progress.finish()
+        progress.finish()
 
     def test_samples(self, dataset: Dataset | str | os.PathLike[str]) -> list[Sample]:
         """The test images of a data set without those that the detector learned from, found by their contents.

@@ -94,16 +94,20 @@ def fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
-SPINS = "10000"
-"""Rounds for which a thread that waits for the others of its computation keeps its core, before it sleeps (GNU OpenMP).
-Its default, 300,000, is no faster on a quiet machine, and half as fast beside another program that computes."""
+def wait_briefly() -> None:
+    """Let threads that wait for each other sleep sooner than after GNU OpenMP's 300,000 rounds.
+
+    That default is no faster on a quiet machine, and half as fast where two other programs compute (docs/recipe.md). It
+    is read when torch is imported, so this comes first. What the environment sets is respected.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def main(arguments: list[str] | None = None, fail: Callable[[str], NoReturn] = fail) -> NoReturn:
     """Run a command. A user's mistake is one line, as `fail` tells it, and exit code 2; a bug is a traceback and 1."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch is imported, which is later
+    wait_briefly()
     if isinstance(sys.stdout, io.TextIOWrapper):  # any file name can be printed; in JSON the replacement is an escape
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on odd metadata, which change nothing
