@@ -50,6 +50,7 @@ PAPER = {
     "top_k": 20,
     "anomaly_share": 0.5,
     "memory_size": 0,
+    "mahalanobis_weight": 0.0,
 }
 PRESETS = {
     "paper-mvtec": {**PAPER, "image_size": (256, 256), "grid_size": (16, 16), "batch_size": 16},

@@ -69,6 +69,11 @@ class ComparisonConfig:
         high=1_000_000,
     )
     memory_weight: float = setting("weight of that distance beside the reconstruction's error", low=0, high=1000)
+    mahalanobis_weight: float = setting(
+        "weight, in the image score, of the image's Mahalanobis distance as a whole; 0: none, as in the paper",
+        low=0,
+        high=1000,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

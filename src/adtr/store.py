@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from adtr.model.network import ADTR
 
-FORMAT = 3
+FORMAT = 4
 WEIGHTS, CONFIG, METADATA, BACKBONE = "model.safetensors", "config.json", "metadata.json", "backbone.safetensors"
 FEATURES, README = "features.safetensors", "README.md"
 MAX_JSON = 256 << 20
@@ -74,6 +74,7 @@ def save_model(
         "feature_mean": network.feature_mean,
         "feature_std": network.feature_std,
         **{f"memory.{name}": value for name, value in network.memory.stored().items()},
+        **{f"mahalanobis.{name}": value for name, value in network.mahalanobis.stored().items()},
     }
     files: dict[str, bytes] = {
         WEIGHTS: save(_contiguous(state)),
@@ -258,6 +259,8 @@ def _load_model(
         network.feature_mean.copy_(state.pop("feature_mean"))
         network.feature_std.copy_(state.pop("feature_std"))
         network.memory.restore(state.pop("memory.patches"), state.pop("memory.scale"))
+        gaussian = {name: state.pop(f"mahalanobis.{name}") for name in network.mahalanobis.stored()}
+        network.mahalanobis.restore(**gaussian)
         network.reconstruction.load_state_dict({n.removeprefix("reconstruction."): t for n, t in state.items()})
     except RuntimeError as error:
         reason = " ".join(str(error).split())
@@ -281,6 +284,9 @@ def _check_weights(state: dict[str, Tensor], config: Config, path: Path) -> None
         expected |= {"feature_mean": torch.empty(channels), "feature_std": torch.empty(channels)}
         patches = state.get("memory.patches", torch.empty(0)).shape  # as many as there were; `restore` looks at them
         expected |= {"memory.patches": torch.empty(patches, dtype=torch.float16), "memory.scale": torch.empty(2)}
+        for name in ("mean", "whitening"):
+            expected[f"mahalanobis.{name}"] = torch.empty(state.get(f"mahalanobis.{name}", torch.empty(0)).shape)
+        expected["mahalanobis.scale"] = torch.empty(())
     for name in sorted(expected.keys() | state.keys()):
         have, want = state.get(name), expected.get(name)
         if have is None or want is None or have.shape != want.shape or have.dtype != want.dtype:

@@ -184,8 +184,8 @@ def test_deep_and_endless_numbers_in_the_metadata_are_one_line(onnx_file: Path, 
     del model.metadata_props[:]
     file = tmp_path / "model.onnx"
     for old, new in (
-        ('"format": 2', '"format": NaN'),
-        ('"format": 2', '"format": ' + "[" * 100_000),
+        ('"format": 3', '"format": NaN'),
+        ('"format": 3', '"format": ' + "[" * 100_000),
         ('"folds": 0', '"folds": Infinity'),
     ):
         assert old in text

@@ -45,7 +45,7 @@ SHOWN_COPIES = 20
 @partial(
     configuration_flags,
     sections=("embedding", "comparison"),
-    without=("standardize", "memory_size", "memory_weight"),
+    without=("standardize", "memory_size", "memory_weight", "mahalanobis_weight"),
 )
 def command(
     data: Path,

@@ -22,7 +22,7 @@ from adtr.errors import ModelError
 from adtr.files import parse_json, read_bounded
 from adtr.store import check_record
 
-FORMAT = 2
+FORMAT = 3
 MAX_BYTES = 1 << 30
 KEY, DIGEST_KEY = "adtr", "adtr_sha256"
 

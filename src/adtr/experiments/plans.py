@@ -49,7 +49,7 @@ class Plan:
         The paper trains on all good images; two are held out here, the fewest that a threshold can be set with. And
         it remembers no patches.
         """
-        as_in_the_paper = {"holdout": 0, "holdout_min": 2, "memory_size": 0}
+        as_in_the_paper = {"holdout": 0, "holdout_min": 2, "memory_size": 0, "mahalanobis_weight": 0.0}
         values = {**as_in_the_paper, **self.setup, **given, **row.changes, "seed": seed}
         return load_preset(preset or self.preset).override(**values)
 

@@ -297,6 +297,9 @@ class Adtr(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]
         state, memory = checkpoint["state_dict"], "model.network.memory"
         if f"{memory}.patches" in state:  # the buffer has no rows before it is filled
             self.model.network.memory.fill(state[f"{memory}.patches"], state[f"{memory}.scale"])
+        gaussian = {n: state.get(f"model.network.mahalanobis.{n}") for n in self.model.network.mahalanobis.stored()}
+        if gaussian["whitening"] is not None:
+            self.model.network.mahalanobis.fill(**gaussian)
         if "adtr" in checkpoint:
             self._calibration = Calibration(**checkpoint["adtr"]["calibration"])
             self._metadata = checkpoint["adtr"]["metadata"]

@@ -18,6 +18,7 @@ from adtr.progress import Progress
 from adtr.training.batches import GoodImages
 from adtr.training.feature_cache import FeatureCache
 from adtr.training.features import score_cached
+from adtr.training.gaussian import fit_gaussian
 from adtr.training.loop import TrainingRecord, train
 from adtr.training.remembering import remember
 
@@ -78,6 +79,7 @@ def train_on_good(
         tracker=tracker,
     )
     remember(network, cache, index, config.seed)
+    fit_gaussian(network, cache, index, config.seed)
     return record
 
 

@@ -35,6 +35,7 @@ from adtr.training.adaptation import (
 from adtr.training.batches import GoodImages
 from adtr.training.feature_cache import FeatureCache
 from adtr.training.features import score_cached
+from adtr.training.gaussian import fit_gaussian
 from adtr.training.loop import train
 from adtr.training.remembering import remember
 
@@ -149,6 +150,7 @@ def improve(
         tracker=tracker,
     )
     remember(network, good.cache, good.training, seed)  # some may be labelled as anomalies now, others new
+    fit_gaussian(network, good.cache, good.training, seed)
     after, calibration = judgement()
     improvement = Improvement(
         sources=[source.name for source in sources],

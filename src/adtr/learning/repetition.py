@@ -127,6 +127,7 @@ def short_fit(
     assert learned.features is not None
     weights = {f"weights.{n}": t.detach().cpu().numpy() for n, t in learned.network.reconstruction.state_dict().items()}
     weights |= {f"weights.memory.{n}": t.cpu().numpy() for n, t in learned.network.memory.stored().items()}
+    weights |= {f"weights.mahalanobis.{n}": t.cpu().numpy() for n, t in learned.network.mahalanobis.stored().items()}
     scores = {
         "scores.image": np.array(learned.calibration.image_scores),
         "scores.pixel": np.array(learned.calibration.pixel_maxima),

@@ -12,6 +12,7 @@ from adtr.config import Config
 from adtr.device import keep_freed_memory
 from adtr.model.comparison import feature_difference, image_score, score_map
 from adtr.model.embedding import Embedding
+from adtr.model.mahalanobis import Mahalanobis
 from adtr.model.memory import Memory
 from adtr.model.reconstruction import Reconstruction
 from adtr.model.variants import ConvolutionalReconstruction
@@ -21,7 +22,7 @@ class Comparison(NamedTuple):
     """What the network says of a batch."""
 
     scores: Tensor
-    """Image scores, (B,)."""
+    """Image scores, (B,), with the share of the image as a whole."""
     maps: Tensor
     """Score maps s(u) on the token grid, (B, H, W), with the memory's share."""
 
@@ -44,6 +45,7 @@ class ADTR(nn.Module):
         channels = self.embedding.channels
         self.reconstruction = create_reconstruction(channels, config)
         self.memory = Memory(self.embedding.levels, config.embedding.grid_size, config.comparison.memory_size)
+        self.mahalanobis = Mahalanobis(self.embedding.levels)
         self.register_buffer("feature_mean", torch.zeros(channels))
         self.register_buffer("feature_std", torch.ones(channels))
 
@@ -79,7 +81,10 @@ class ADTR(nn.Module):
         maps = score_map(self.difference(features), embedding.grid_size)
         if self.memory.is_filled:
             maps = maps + comparison.memory_weight * self.memory_distance(features)
-        return Comparison(image_score(maps, embedding.image_size, comparison.pool_size), maps)
+        scores = image_score(maps, embedding.image_size, comparison.pool_size)
+        if self.mahalanobis.is_filled:
+            scores = scores + comparison.mahalanobis_weight * self.mahalanobis(features)
+        return Comparison(scores, maps)
 
     def forward(self, images: Tensor) -> Comparison:
         """Score images, (B, h, w, 3) uint8 of the configured size."""
