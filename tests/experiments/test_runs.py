@@ -4,17 +4,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from adtr.cli import main
 from adtr.data.loading import load_images
 from adtr.detector import AnomalyDetector
+from adtr.errors import DataError
 from adtr.experiments import runs
 from adtr.experiments.features import SharedReader
 from adtr.experiments.identity import Trace, reproduced
 from adtr.experiments.plans import PLANS
 from adtr.experiments.records import FILE, Records
 from adtr.experiments.runs import Request, run
-from adtr.experiments.subjects import Subjects
+from adtr.experiments.subjects import InCifarSize, Subjects
 from adtr.learning import learned
 from adtr.progress import Silent
 from conftest import SMALL, write_dataset
@@ -192,6 +194,18 @@ def test_cifar10_is_judged_by_both_protocols(cifar: Path, root: Path, tmp_path: 
         assert 0 <= record["image_auroc_all"] <= 1
     assert adtr["metrics"]["image_auroc"] != plus["metrics"]["image_auroc"] or adtr["losses"] != plus["losses"]
     assert "Both test protocols" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_external_images_come_in_the_size_of_cifar10(root: Path, tmp_path: Path) -> None:
+    folder = root / "zebra" / "train"
+    images = InCifarSize(folder)
+    assert len(images) == 10
+    assert [image.shape for image in images] == [(32, 32, 3)] * 10
+    literal = Image.open(sorted(folder.rglob("*.png"))[3]).convert("RGB").resize((32, 32), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(images[3], literal)
+    np.testing.assert_array_equal(images[2:4][1], literal)
+    with pytest.raises(DataError, match="no images"):
+        InCifarSize(tmp_path)
 
 
 def test_classes_share_the_features_of_the_test_images(

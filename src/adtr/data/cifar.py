@@ -24,7 +24,9 @@ from adtr.errors import DataError
 from adtr.files import read_bounded
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-PIXELS = 3 * 32 * 32
+SIDE = 32
+"""Pixels."""
+PIXELS = 3 * SIDE * SIDE
 
 _BINARY = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]
 _PYTHON = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]

@@ -16,7 +16,7 @@ from adtr.config import Config
 from adtr.errors import AdtrError, ConfigError
 from adtr.experiments.plans import Plan, Row
 from adtr.experiments.records import FILE, Record, Records, append_record, machine, peak_memory, plain_config
-from adtr.experiments.subjects import Subject, Subjects
+from adtr.experiments.subjects import InCifarSize, Subject, Subjects
 from adtr.jobs import affordable_jobs, in_processes
 from adtr.progress import Progress
 
@@ -56,7 +56,9 @@ class Request:
 
     def lesson(self) -> dict[str, Any]:
         """What a row that continues another one learns from."""
-        return {"external": self.external} if self.plan.data == "cifar10" else {"synthetic": ("confetti",)}
+        if self.plan.data != "cifar10":
+            return {"synthetic": ("confetti",)}
+        return {"external": InCifarSize(self.external) if self.external else None}
 
 
 def can_run(request: Request) -> dict[str, str]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adtr.data.cifar import CLASSES, Cifar10, open_cifar10
+from adtr.data.cifar import CLASSES, SIDE, Cifar10, open_cifar10
 from adtr.data.folder import GOOD, open_dataset, subfolders
-from adtr.data.images import read_mask
+from adtr.data.images import read_image, read_mask, resize
+from adtr.data.sources import external_sources
 from adtr.errors import DataError
 from adtr.experiments.plans import Data
 from adtr.experiments.published import published_tables
@@ -50,6 +52,32 @@ class Subject:
         count = min(len(good), len(others))
         drawn = np.random.default_rng(seed).choice(others, count, replace=False)
         return [*good, *sorted(int(i) for i in drawn)]
+
+
+class InCifarSize(Sequence[object]):
+    """Images of an irrelevant data set at CIFAR-10's own size, 32 x 32, which makes them no sharper than its images.
+
+    Args:
+        source: a folder or a parquet file.
+
+    Raises:
+        DataError: it holds no images.
+    """
+
+    def __init__(self, source: Path) -> None:
+        self._images = external_sources(source)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @overload
+    def __getitem__(self, place: int) -> object: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[object]: ...
+    def __getitem__(self, place: int | slice) -> object:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        return resize(read_image(self._images[place]), (SIDE, SIDE))
 
 
 class Subjects:
