@@ -33,6 +33,8 @@ CHANGES: dict[str, dict[str, object]] = {
     "memory of 1,000 patches": {"memory_size": 1000},
     "memory of weight 1": {"memory_weight": 1},
     "memory of weight 4": {"memory_weight": 4},
+    "no distance as a whole": {"mahalanobis_weight": 0},
+    "distance as a whole of weight 1": {"mahalanobis_weight": 1},
     "pooling window 1/8": {"pool_size": 0.125},
 }
 METRICS = ("image_auroc", "pixel_auroc", "aupro")

@@ -302,7 +302,7 @@ def test_a_full_disk_while_saving_leaves_nothing(
 def test_a_full_disk_keeps_the_older_model(error: Error, model: Path, dataset: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", str(disk)]
     try:
         mounted = subprocess.run(mount, capture_output=True, timeout=10).returncode == 0
     except FileNotFoundError:

@@ -60,7 +60,7 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 def test_features_for_which_there_is_no_room_keep_the_older_model(
     disk: Disk, model: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root = disk("2m")
+    root = disk("5m")
     shutil.copytree(model, root / "model")
     before = contents(root)
     arguments = [*FLAGS, "--epochs", "1", "--keep-features", "-q"]

@@ -16,6 +16,7 @@ from adtr.model.network import ADTR
 from adtr.training.batches import GoodImages
 from adtr.training.feature_cache import FeatureCache
 from adtr.training.features import embed_images
+from adtr.training.gaussian import fit_gaussian
 from adtr.training.loop import train
 from adtr.training.remembering import remember
 from conftest import SMALL
@@ -47,6 +48,7 @@ def test_it_is_training_each_fold_by_hand(network: ADTR, cache: FeatureCache) ->
         other.feature_std.copy_(rows.std(dim=(0, 1), correction=0))
         train(other, GoodImages(other, cache, others), CONFIG.training, device=torch.device("cpu"))
         remember(other, cache, others, CONFIG.training.seed)
+        fit_gaussian(other, cache, others, CONFIG.training.seed)
         with torch.inference_mode():
             expected = other.compare(other.standardize(cache[torch.tensor([image])]))
         assert scores[image] == pytest.approx(float(expected.scores[0]), rel=1e-3)
