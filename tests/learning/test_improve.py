@@ -70,7 +70,9 @@ def same(first: AnomalyDetector, second: AnomalyDetector) -> bool:
 
 def test_a_kind_of_defect_that_was_hard_to_see_is_seen_after_some_are_marked(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "discs", train=24, test=4)
-    detector = AnomalyDetector(**{**SMALL, "levels": "2,3", "epochs": 15, "memory_size": 0}).fit(data)
+    detector = AnomalyDetector(
+        **{**SMALL, "levels": "2,3", "epochs": 15, "memory_size": 0, "mahalanobis_weight": 0}
+    ).fit(data)
     marked = write_anomalies(tmp_path / "marked", 8)
     better = detector.improve(marked, anomaly_holdout=0, improve_epochs=40)
     rng = np.random.default_rng(77)
