@@ -7,7 +7,7 @@ from adtr.config import load_preset
 from adtr.model.network import ADTR
 from adtr.training.feature_cache import FeatureCache
 from adtr.training.features import score_cached
-from adtr.training.gaussian import FOLDS, fit_gaussian, spread, whiten
+from adtr.training.gaussian import FOLDS, fit_gaussian, whiten
 from conftest import SMALL
 
 CONFIG = load_preset("quick").override(**SMALL, memory_size=50)
@@ -43,12 +43,6 @@ def test_a_channel_that_never_varied_does_not_outcry_the_others() -> None:
     assert silent < 20 * usual
 
 
-def test_the_spread_is_the_deviation_of_a_gaussian_whatever_the_outliers() -> None:
-    values = np.random.default_rng(0).normal(5, 2, size=100_000)
-    assert spread(values) == pytest.approx(2, rel=0.02)
-    assert spread(np.append(values, [1e9] * 100)) == pytest.approx(2, rel=0.02)
-
-
 def test_other_images_are_not_seen_and_the_same_come_out_each_time(network: ADTR) -> None:
     cache, rows = cache_of(network), torch.arange(8)
     fit_gaussian(network, cache, rows, 0)
@@ -60,13 +54,13 @@ def test_other_images_are_not_seen_and_the_same_come_out_each_time(network: ADTR
 
 
 @torch.inference_mode()
-def test_distances_of_new_images_vary_as_the_maps_maxima_do(network: ADTR) -> None:
+def test_distances_of_new_images_have_the_mean_of_the_maps_maxima(network: ADTR) -> None:
     cache = cache_of(network, 300)
     fit_gaussian(network, cache, torch.arange(200), 0)
     new = network.standardize(cache[torch.arange(200, 300)])
-    distances = network.mahalanobis(new).numpy()
+    distances = network.mahalanobis(new)
     network.mahalanobis.empty()
-    assert spread(distances) == pytest.approx(spread(network.compare(new).scores.numpy()), rel=0.4)
+    assert float(distances.mean()) == pytest.approx(float(network.compare(new).scores.mean()), rel=0.2)
 
 
 @torch.inference_mode()

@@ -25,9 +25,9 @@ FLOOR = 0.1
 def fit_gaussian(network: ADTR, cache: FeatureCache, index: Tensor, seed: int) -> None:
     """Give a trained network the Gaussian of its training images, where its configuration asks for one.
 
-    The scale is such that the distances vary over training images, each judged by the Gaussian of others, as much as
-    the maximum of the score map does. Nothing here sees a held-out image. Fewer than `FOLDS` images, or images that are
-    all alike, give none.
+    The scale is such that distances and score maps' maxima have one mean over training images, each of which is judged
+    by the Gaussian of others. Nothing here sees a held-out image. Fewer than `FOLDS` images, or images that are all
+    alike, give none.
 
     Args:
         network: its features are standardised, its reconstruction is trained, its memory is filled.
@@ -52,11 +52,9 @@ def fit_gaussian(network: ADTR, cache: FeatureCache, index: Tensor, seed: int) -
     for k in range(FOLDS):
         mean, whitening = whiten(described[fold != k])
         distances[fold == k] = np.linalg.norm((described[fold == k] - mean) @ whitening, axis=1)
-    measured = torch.cat(scores).double().numpy()
-    variation = spread(distances)
-    if np.isfinite(variation) and variation > 0:
+    if distances.mean() > 0:
         mean, whitening = whiten(described)
-        scale = torch.tensor(spread(measured) / variation)
+        scale = torch.cat(scores).mean() / distances.mean()
         gaussian.fill(torch.from_numpy(mean), torch.from_numpy(whitening), scale)
 
 
@@ -75,9 +73,3 @@ def whiten(described: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray
     covariance, _ = ledoit_wolf((described - mean) / deviation, assume_centered=True)
     values, vectors = np.linalg.eigh(covariance)
     return mean, vectors / np.sqrt(values) / deviation[:, None]
-
-
-def spread(values: NDArray[np.float64]) -> float:
-    """Half the way from the 16th to the 84th percentile: the deviation of a Gaussian, whatever the outliers."""
-    low, high = np.quantile(values, (0.16, 0.84))
-    return float(high - low) / 2
