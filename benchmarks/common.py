@@ -13,6 +13,13 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from adtr.data.parquet import ParquetImages
 
 DATASETS = {
     "transistor": "mvtec/transistor",
@@ -20,6 +27,16 @@ DATASETS = {
     "cifar10": "cifar10",
     "irrelevant_photos": "irrelevant_photos",
 }
+
+SMALL_IMAGES = {"image_size": 32, "grid_size": 8, "batch_size": 64, "top_k": 20, "pool_size": 0.25}
+"""Fields that fit `quick` to CIFAR-10's images at their own size."""
+
+
+def labels_of(images: ParquetImages) -> NDArray[np.int64]:
+    """Of CIFAR-10's images in a file of the hub, their places in `adtr.data.cifar.CLASSES`."""
+    from pyarrow import parquet
+
+    return parquet.read_table(images.path, columns=["label"])["label"].to_numpy()
 
 
 def parser(description: str) -> argparse.ArgumentParser:

@@ -24,11 +24,11 @@ from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
 from adtr import AnomalyDetector
+from adtr.data.cifar import CLASSES
 from adtr.data.folder import list_images, open_dataset
 from adtr.data.parquet import ParquetImages
 from adtr.monitoring import REFINING, Alarm, DriftMonitor, MonitorConfig
-from cifar_external import CLASSES, SMALL_IMAGES, labels_of
-from common import dataset_folder, parser, table, write
+from common import SMALL_IMAGES, dataset_folder, labels_of, parser, table, write
 
 Picture = NDArray[np.uint8]
 Floats = NDArray[np.float64]

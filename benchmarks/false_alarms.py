@@ -21,14 +21,14 @@ from scipy import stats
 from adtr import AnomalyDetector
 from adtr.calibration import Calibration, exceeds, split_holdout
 from adtr.config import Config, load_preset
+from adtr.data.cifar import CLASSES
 from adtr.data.folder import open_dataset
 from adtr.data.parquet import ParquetImages
 from adtr.device import choose_device, choose_precision
 from adtr.learning.cross_fitting import cross_fit, train_on_good
 from adtr.model.network import ADTR
 from adtr.training.features import embed_images, score_cached
-from cifar_external import CLASSES, SMALL_IMAGES, labels_of
-from common import dataset_folder, parser, table, write
+from common import SMALL_IMAGES, dataset_folder, labels_of, parser, table, write
 
 RATES = (0.01, 0.05, 0.1)
 SHARE = 0.6  # of the images that did not train set the thresholds, the others are judged
