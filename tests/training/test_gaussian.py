@@ -34,7 +34,7 @@ def test_whitened_distances_are_those_of_ledoit_and_wolf() -> None:
     np.testing.assert_allclose(ours, library.mahalanobis(described / deviation), rtol=1e-8)
 
 
-def test_a_channel_that_never_varied_does_not_outcry_the_others() -> None:
+def test_a_channel_that_never_varied_does_not_drown_out_the_others() -> None:
     described = np.random.default_rng(0).normal(size=(40, 6))
     described[:, 3] = 0
     mean, whitening = whiten(described)
