@@ -18,7 +18,7 @@ SCALE_IMAGES = 100
 """Training images whose scores the distances are brought to the units of."""
 CHUNK = 16
 FLOOR = 0.1
-"""Share of the median deviation that every dimension has at least: one that never varied may not drown out the others."""
+"""Share of the median deviation that every dimension has at least; one that never varied would drown out the others."""
 
 
 @torch.no_grad()
