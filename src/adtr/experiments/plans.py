@@ -47,7 +47,7 @@ class Plan:
         """The configuration of a run: the preset, the setup, what was given, and what makes the row.
 
         The paper trains on all good images; two are held out here, the fewest that a threshold can be set with. And
-        it remembers no patches.
+        it has neither a memory nor the Mahalanobis distance.
         """
         as_in_the_paper = {"holdout": 0, "holdout_min": 2, "memory_size": 0, "mahalanobis_weight": 0.0}
         values = {**as_in_the_paper, **self.setup, **given, **row.changes, "seed": seed}

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from adtr.model.memory import channels_of
+
 STRIDES = (16, 32)
 """Of the levels that describe an image: the finer ones tell less of what it shows."""
 CHANNELS = 512
@@ -37,8 +39,7 @@ class Mahalanobis(nn.Module):
 
     def __init__(self, levels: Sequence[tuple[int, int]]) -> None:
         super().__init__()
-        wanted = torch.tensor([stride in STRIDES for channels, stride in levels for _ in range(channels)])
-        chosen = wanted.nonzero().flatten() if wanted.any() else torch.arange(len(wanted))
+        chosen = channels_of(levels, STRIDES)
         if len(chosen) > CHANNELS:
             chosen = chosen[torch.linspace(0, len(chosen) - 1, CHANNELS).round().long()]
         self.register_buffer("channels", chosen, persistent=False)

@@ -47,8 +47,7 @@ class Memory(nn.Module):
     def __init__(self, levels: Sequence[tuple[int, int]], grid: Size, size: int) -> None:
         super().__init__()
         self.grid, self.size = grid, size
-        wanted = torch.tensor([stride in STRIDES for channels, stride in levels for _ in range(channels)])
-        chosen = wanted.nonzero().flatten() if wanted.any() else torch.arange(len(wanted))
+        chosen = channels_of(levels, STRIDES)
         self.register_buffer("channels", chosen, persistent=False)
         self.register_buffer("shares", torch.tensor(SHARES), persistent=False)
         self.register_buffer("patches", torch.zeros(2, 0, len(chosen)))
@@ -98,6 +97,17 @@ class Memory(nn.Module):
         if scale.shape != self.scale.shape:
             raise RuntimeError(f"a memory's scale cannot have the shape {tuple(scale.shape)}")
         self.fill(patches, scale)
+
+
+def channels_of(levels: Sequence[tuple[int, int]], strides: Sequence[int]) -> Tensor:
+    """Places among all channels of those of the levels with such strides; of all levels where none has one.
+
+    Args:
+        levels: channels and stride of each.
+        strides: wanted.
+    """
+    wanted = torch.tensor([stride in strides for channels, stride in levels for _ in range(channels)])
+    return wanted.nonzero().flatten() if wanted.any() else torch.arange(len(wanted))
 
 
 def nearest_distance(points: Tensor, others: Tensor, squares: Tensor) -> Tensor:
