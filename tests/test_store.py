@@ -24,6 +24,7 @@ from adtr.model.network import ADTR
 from adtr.store import (
     BACKBONE,
     CONFIG,
+    FORMAT,
     METADATA,
     SEAL,
     WEIGHTS,
@@ -90,7 +91,7 @@ def test_the_folder_holds_no_pickle_and_no_backbone(model: Path) -> None:
     assert sorted(path.name for path in model.iterdir()) == sorted([WEIGHTS, CONFIG, METADATA])
     assert all(not name.startswith("embedding") for name in load_file(model / WEIGHTS))
     metadata = json.loads((model / METADATA).read_text())
-    assert metadata["format"] == 4
+    assert metadata["format"] == FORMAT
     assert metadata["files"] == {
         name: hashlib.sha256((model / name).read_bytes()).hexdigest() for name in (WEIGHTS, CONFIG)
     }
@@ -171,8 +172,8 @@ def test_what_is_no_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_a_newer_format_asks_for_a_newer_adtr(copy: Path) -> None:
-    edit(copy, lambda metadata: metadata.update(format=5, files="in another way"))
-    assert "was written by a newer adtr (format 5); update adtr" in error_of(copy)
+    edit(copy, lambda metadata: metadata.update(format=FORMAT + 1, files="in another way"))
+    assert f"was written by a newer adtr (format {FORMAT + 1}); update adtr" in error_of(copy)
 
 
 @pytest.mark.parametrize("name", ["../evil", "/etc/passwd", "evil.py", "sub/model.safetensors", ""])

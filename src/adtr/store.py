@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from adtr.model.network import ADTR
 
-FORMAT = 4
+FORMAT = 5
 WEIGHTS, CONFIG, METADATA, BACKBONE = "model.safetensors", "config.json", "metadata.json", "backbone.safetensors"
 FEATURES, README = "features.safetensors", "README.md"
 MAX_JSON = 256 << 20

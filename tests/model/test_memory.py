@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -24,16 +25,19 @@ def test_the_middle_levels_are_remembered_or_all_where_there_is_none() -> None:
     assert Memory(((2, 4), (3, 32)), (3, 4), 5).channels.tolist() == [0, 1, 2, 3, 4]
 
 
-def test_a_description_is_the_token_and_the_mean_around_it() -> None:
+def test_a_description_is_the_token_and_the_weighted_mean_around_it() -> None:
     features = tokens()
     described = memory().describe(features)
     assert described.shape == (2, 2, 12, 4)
     own = features[..., 2:6].numpy()
+    weights = {-1: 0.25, 0: 0.5, 1: 0.25}
     for image in range(2):
         for y in range(3):
             for x in range(4):
-                near = [(v, u) for v in range(3) for u in range(4) if abs(v - y) < 2 and abs(u - x) < 2]
-                around = np.mean([own[image, v * 4 + u] for v, u in near], axis=0)
+                around = np.zeros(4)
+                for (v, down), (u, right) in itertools.product(weights.items(), repeat=2):
+                    if 0 <= y + v < 3 and 0 <= x + u < 4:
+                        around += down * right * own[image, (y + v) * 4 + x + u]
                 literal = np.stack([own[image, y * 4 + x], around])
                 np.testing.assert_allclose(described[:, image, y * 4 + x], literal, rtol=1e-5, atol=1e-6)
 

@@ -2,7 +2,7 @@
 
 A transformer learns to reconstruct some anomalies too, and misses rare good patches; a nearest neighbour errs at other
 places, and their sum errs less than either. Patches of two kinds are remembered: tokens, which show small defects, and,
-as in PatchCore (Roth et al., 2022), means around tokens, which show faint ones. See `adtr.training.remembering`.
+much as in PatchCore (Roth et al., 2022), means around tokens, which show faint ones. See `adtr.training.remembering`.
 
 Shapes: B images, N = H * W tokens, C feature channels, M patches of each of 2 kinds, D channels of a patch.
 """
@@ -19,9 +19,7 @@ from adtr.settings import Size
 
 STRIDES = (8, 16)
 """Of the levels that are remembered: finer ones know no more than texture, coarser ones do not tell where."""
-NEIGHBOURHOOD = 3
-"""Side of the window, tokens, whose mean is remembered too."""
-SHARES = (1.0, 0.5)
+SHARES = (1.0, 2.0)
 """What the distances of the two kinds of patch count, the token's and that of the mean around it."""
 
 
@@ -60,10 +58,14 @@ class Memory(nn.Module):
         return self.patches.shape[1] > 0
 
     def describe(self, features: Tensor) -> Tensor:
-        """The remembered channels of each token, and their mean around it: (B, N, C) to (2, B, N, D)."""
+        """The remembered channels of each token, and their mean around it: (B, N, C) to (2, B, N, D).
+
+        The mean is over 3x3 tokens with the weights 1, 2, 1 each way. What lies outside the image counts as 0, so that
+        tokens at the border, of whose surroundings less is seen, differ less.
+        """
         own = features[..., self.channels]
         maps = own.transpose(1, 2).unflatten(-1, self.grid)
-        around = functional.avg_pool2d(maps, NEIGHBOURHOOD, 1, NEIGHBOURHOOD // 2, count_include_pad=False)
+        around = functional.avg_pool2d(functional.avg_pool2d(maps, 2, stride=1, padding=1), 2, stride=1)
         return torch.stack((own, around.flatten(2).transpose(1, 2)))
 
     def forward(self, features: Tensor) -> Tensor:
