@@ -32,7 +32,7 @@ CHANGES: dict[str, dict[str, object]] = {
     "no memory": {"memory_size": 0},
     "memory of 1,000 patches": {"memory_size": 1000},
     "memory of weight 1": {"memory_weight": 1},
-    "memory of weight 4": {"memory_weight": 4},
+    "memory of weight 6": {"memory_weight": 6},
     "no distance as a whole": {"mahalanobis_weight": 0},
     "distance as a whole of weight 1": {"mahalanobis_weight": 1},
     "pooling window 1/8": {"pool_size": 0.125},
