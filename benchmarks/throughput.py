@@ -44,7 +44,7 @@ def muon_flops(network: ADTR) -> float:
         for module in part.modules()
         if isinstance(module, nn.Linear)
     ]
-    return sum(muon.STEPS * 2.0 * (2 * short**2 * long + short**3) for short, long in shapes)
+    return sum(len(muon.COEFFICIENTS) * 2.0 * (2 * short**2 * long + short**3) for short, long in shapes)
 
 
 def training(config: Config, steps: int) -> dict[str, object]:

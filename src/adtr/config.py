@@ -68,7 +68,9 @@ class ComparisonConfig:
         low=0,
         high=1_000_000,
     )
-    memory_weight: float = setting("weight of that distance beside the reconstruction's error", low=0, high=1000)
+    memory_weight: float = setting(
+        "weight of that distance, of each of its two kinds, beside the reconstruction's error", low=0, high=1000
+    )
     mahalanobis_weight: float = setting(
         "weight, in the image score, of the image's Mahalanobis distance as a whole; 0: none, as in the paper",
         low=0,

@@ -62,7 +62,7 @@ def affordable_jobs(embedding: EmbeddingConfig, images: int, device: str) -> int
 
     if choose_device(device).type != "cpu":
         return 1
-    channels, bytes_each = 1000, 4  # more than any of the usual backbones has
+    channels, bytes_each = 1500, 4  # more than any of the usual backbones has
     one = (2 << 30) + images * embedding.grid_size[0] * embedding.grid_size[1] * channels * bytes_each
     by_memory = int(MEMORY_SHARE * machine_memory() / one)
     return max(1, min((os.cpu_count() or 1) // 4, by_memory))

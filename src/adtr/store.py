@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 
     from adtr.model.network import ADTR
 
-FORMAT = 5
+FORMAT = 6
 WEIGHTS, CONFIG, METADATA, BACKBONE = "model.safetensors", "config.json", "metadata.json", "backbone.safetensors"
 FEATURES, README = "features.safetensors", "README.md"
+MEMORY = "memory."
+"""Begins the names of what is remembered, among the weights."""
 MAX_JSON = 256 << 20
 """Bytes of a JSON file."""
 MAX_WEIGHTS = 64 << 30
@@ -73,7 +75,7 @@ def save_model(
         **{f"reconstruction.{name}": value for name, value in network.reconstruction.state_dict().items()},
         "feature_mean": network.feature_mean,
         "feature_std": network.feature_std,
-        **{f"memory.{name}": value for name, value in network.memory.stored().items()},
+        **{f"{MEMORY}{name}": value for name, value in network.memory.stored().items()},
         **{f"mahalanobis.{name}": value for name, value in network.mahalanobis.stored().items()},
     }
     files: dict[str, bytes] = {
@@ -256,9 +258,13 @@ def _load_model(
             f"({recorded['source']}, SHA-256 {recorded['sha256'][:12]}...); give them with --backbone-weights"
         )
     try:
-        network.feature_mean.copy_(state.pop("feature_mean"))
-        network.feature_std.copy_(state.pop("feature_std"))
-        network.memory.restore(state.pop("memory.patches"), state.pop("memory.scale"))
+        for name in ("feature_mean", "feature_std"):
+            own, read = getattr(network, name), state.pop(name)
+            if own.shape != read.shape:
+                raise RuntimeError(f"{name} has {len(read)} columns in place of {len(own)}")
+            own.copy_(read)
+        remembered = [name for name in state if name.startswith(MEMORY)]
+        network.memory.restore({name.removeprefix(MEMORY): state.pop(name) for name in remembered})
         gaussian = {name: state.pop(f"mahalanobis.{name}") for name in network.mahalanobis.stored()}
         network.mahalanobis.restore(**gaussian)
         network.reconstruction.load_state_dict({n.removeprefix("reconstruction."): t for n, t in state.items()})
@@ -279,11 +285,19 @@ def _check_weights(state: dict[str, Tensor], config: Config, path: Path) -> None
     from adtr.model.network import create_reconstruction
 
     with torch.device("meta"):  # shapes without memory
-        channels = len(state["feature_mean"]) if state.get("feature_mean", torch.empty(())).ndim == 1 else 1
+        channels, columns = (
+            len(state[name]) if state.get(name, torch.empty(())).ndim == 1 else 1
+            for name in ("reconstruction.project_out.bias", "feature_mean")
+        )
         expected = {f"reconstruction.{n}": t for n, t in create_reconstruction(channels, config).state_dict().items()}
-        expected |= {"feature_mean": torch.empty(channels), "feature_std": torch.empty(channels)}
-        patches = state.get("memory.patches", torch.empty(0)).shape  # as many as there were; `restore` looks at them
-        expected |= {"memory.patches": torch.empty(patches, dtype=torch.float16), "memory.scale": torch.empty(2)}
+        expected |= {"feature_mean": torch.empty(columns), "feature_std": torch.empty(columns)}
+        # As much as there is of the memory; `restore` looks at it.
+        expected |= {f"{MEMORY}typical": torch.empty(2)}
+        for name, tensor in state.items():
+            if name.startswith(MEMORY) and name.endswith(".typical"):
+                expected[name] = torch.empty(2)
+            elif name.startswith(MEMORY) and name.endswith(".patches"):
+                expected[name] = torch.empty(tensor.shape, dtype=torch.float16)
         for name in ("mean", "whitening"):
             expected[f"mahalanobis.{name}"] = torch.empty(state.get(f"mahalanobis.{name}", torch.empty(0)).shape)
         expected["mahalanobis.scale"] = torch.empty(())

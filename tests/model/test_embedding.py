@@ -154,3 +154,25 @@ def test_a_large_batch_is_the_same_as_single_images(lite: Embedding) -> None:
     images = pictures(64, 64, count=2 * CPU_CHUNK + 1)
     alone = torch.cat([lite(image[None]) for image in images])
     torch.testing.assert_close(lite(images), alone, rtol=1e-4, atol=1e-4)
+
+
+def test_details_are_the_fine_levels_at_the_places_inside_each_token(lite: Embedding) -> None:
+    config = lite.config
+    network = Embedding(config, details=True)
+    assert (network.channels, network.details, network.columns) == (560, 24 + 48, 560 + 4 * 72)
+    assert (lite.details, lite.columns) == (0, 560)
+    images = pictures(64, 64)
+    with torch.inference_mode():
+        levels = lite.backbone((images.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5)[1:3]
+        fine = [functional.interpolate(m, size=(16, 16), mode="bilinear", align_corners=False) for m in levels]
+        tokens = network(images)
+        torch.testing.assert_close(tokens[..., :560], lite(images), rtol=1e-4, atol=1e-4)
+    literal = torch.cat(fine, dim=1)
+    for row, column, y, x in np.ndindex(8, 8, 2, 2):
+        found = tokens[:, row * 8 + column, 560 + 2 * y + x :: 4]
+        torch.testing.assert_close(found, literal[:, :, 2 * row + y, 2 * column + x], rtol=1e-4, atol=1e-4)
+
+
+def test_a_backbone_without_fine_levels_has_no_details() -> None:
+    network = Embedding(embedding(levels="last").config, details=True)
+    assert (network.details, network.columns) == (0, network.channels)

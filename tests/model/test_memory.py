@@ -7,39 +7,67 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adtr.model.memory import SHARES, Memory, nearest_distance
+from adtr.model.memory import Memory, excess, nearest_distance
 
 LEVELS = ((2, 4), (3, 8), (1, 16), (4, 32))
+CHANNELS, DETAILS = 10, 5
 
 
-def memory(size: int = 5) -> Memory:
-    return Memory(LEVELS, (3, 4), size)
+def memory(size: int = 5, details: int = DETAILS) -> Memory:
+    return Memory(LEVELS, details, (3, 4), size)
 
 
 def tokens(seed: int = 0, images: int = 2) -> torch.Tensor:
-    return torch.randn(images, 12, 10, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(images, 12, CHANNELS + 4 * DETAILS, generator=torch.Generator().manual_seed(seed))
 
 
-def test_the_middle_levels_are_remembered_or_all_where_there_is_none() -> None:
-    assert memory().channels.tolist() == [2, 3, 4, 5]
-    assert Memory(((2, 4), (3, 32)), (3, 4), 5).channels.tolist() == [0, 1, 2, 3, 4]
+def filled(seed: int = 0) -> Memory:
+    made, generator = memory(), torch.Generator().manual_seed(seed)
+    for kind in made.patches().values():
+        kind.fill(torch.randn(5, kind.patches.shape[1], generator=generator), torch.tensor([0.4, 1.5]))
+    made.typical = torch.tensor([0.2, 0.7])
+    return made
 
 
-def test_a_description_is_the_token_and_the_weighted_mean_around_it() -> None:
-    features = tokens()
-    described = memory().describe(features)
-    assert described.shape == (2, 2, 12, 4)
-    own = features[..., 2:6].numpy()
+def literal_mean_around(places: np.ndarray) -> np.ndarray:
+    """The weighted mean around each place of (h, w, D)."""
     weights = {-1: 0.25, 0: 0.5, 1: 0.25}
+    around = np.zeros_like(places)
+    height, width = places.shape[:2]
+    for y, x in np.ndindex(height, width):
+        for (v, down), (u, right) in itertools.product(weights.items(), repeat=2):
+            if 0 <= y + v < height and 0 <= x + u < width:
+                around[y, x] += down * right * places[y + v, x + u]
+    return around
+
+
+def test_parts_are_made_of_the_middle_levels_or_of_all_where_there_is_none() -> None:
+    assert memory().patches()["parts"].columns.tolist() == [2, 3, 4, 5]
+    without = Memory(((2, 4), (3, 32)), 0, (3, 4), 5)
+    assert without.patches()["parts"].columns.tolist() == [0, 1, 2, 3, 4]
+    assert list(without.patches()) == ["parts"]
+    assert without.map_size == (3, 4)
+    assert memory().map_size == (6, 8)
+
+
+def test_a_part_is_the_weighted_mean_around_a_token() -> None:
+    features = tokens()
+    described = memory().patches()["parts"].describe(features)
     for image in range(2):
-        for y in range(3):
-            for x in range(4):
-                around = np.zeros(4)
-                for (v, down), (u, right) in itertools.product(weights.items(), repeat=2):
-                    if 0 <= y + v < 3 and 0 <= x + u < 4:
-                        around += down * right * own[image, (y + v) * 4 + x + u]
-                literal = np.stack([own[image, y * 4 + x], around])
-                np.testing.assert_allclose(described[:, image, y * 4 + x], literal, rtol=1e-5, atol=1e-6)
+        own = features[image, :, 2:6].unflatten(0, (3, 4)).numpy()
+        np.testing.assert_allclose(described[image], literal_mean_around(own), rtol=1e-5, atol=1e-6)
+
+
+def test_a_detail_is_the_weighted_mean_around_a_place_inside_a_token() -> None:
+    features = tokens()
+    described = memory().patches()["details"].describe(features)
+    assert described.shape == (2, 6, 8, DETAILS)
+    for image in range(2):
+        places = np.zeros((6, 8, DETAILS), np.float32)
+        for y, x, channel in np.ndindex(*places.shape):
+            token = features[image, (y // 2) * 4 + x // 2]
+            places[y, x, channel] = token[CHANNELS + 4 * channel + 2 * (y % 2) + x % 2]
+        np.testing.assert_allclose(described[image], literal_mean_around(places), rtol=1e-5, atol=1e-6)
 
 
 @settings(max_examples=25, deadline=None)
@@ -52,43 +80,65 @@ def test_the_nearest_distance_is_that_of_the_literal_search(points: int, dims: i
     np.testing.assert_allclose(found, literal, rtol=1e-4, atol=1e-4)
 
 
-def test_what_is_remembered_is_at_no_distance_and_the_scale_multiplies() -> None:
+def test_an_excess_is_0_at_what_is_typical_and_1_at_the_highest_of_good_images() -> None:
+    values = torch.tensor([0.0, 2.0, 3.5, 5.0, 8.0])
+    assert excess(values, torch.tensor([2.0, 3.0])).tolist() == [0, 0, 0.5, 1, 2]
+
+
+def test_what_is_remembered_exceeds_nothing() -> None:
     remembering, features = memory(), tokens()
     assert not remembering.is_filled
-    patches = remembering.describe(features)[:, 0, :5]
-    remembering.fill(patches, torch.ones(2))
+    for kind in remembering.patches().values():
+        assert not remembering.is_filled  # until both are
+        kind.fill(kind.describe(features)[0].flatten(0, 1)[:5], torch.tensor([0.0, 1.0]))
     assert remembering.is_filled
-    once = remembering(features)
-    assert once.shape == (2, 3, 4)
-    assert once[0].flatten()[:5].max() < 0.1  # but for half precision
-    assert once[1].min() > 0.1
-    remembering.fill(patches, torch.tensor([3.0, 3.0]))
-    torch.testing.assert_close(remembering(features), 3 * once)
+    for kind in remembering.patches().values():
+        apart = kind(features)
+        assert apart[0].flatten()[:5].max() < 0.1  # but for half precision
+        assert apart[1].min() > 0.1
 
 
-def test_each_kind_counts_by_its_share_and_its_scale() -> None:
-    remembering, features = memory(), tokens()
-    patches, scale = torch.randn(2, 5, 4), torch.tensor([2.0, 3.0])
-    remembering.fill(patches, scale)
-    described, remembered = remembering.describe(features), patches.half().float()
-    literal = sum(
-        share * each * torch.cdist(points.flatten(0, 1), others).amin(1)
-        for share, each, points, others in zip(SHARES, scale, described, remembered, strict=True)
-    )
-    torch.testing.assert_close(remembering(features).flatten(), literal, rtol=1e-3, atol=1e-3)
+@pytest.mark.parametrize("weight", [0.0, 1.0, 2.5])
+def test_excesses_add_up_as_squares_do(weight: float) -> None:
+    remembering, features = filled(), tokens()
+    errors = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(5)) * 3
+    found = remembering(errors, features, weight)
+    assert found.shape == (2, 6, 8)
+    total = torch.zeros(2, 6, 8)
+    own = ((errors - 0.2) / 0.7).clamp_min(0) ** 2
+    total += torch.nn.functional.interpolate(own[:, None], size=(6, 8), mode="bilinear")[:, 0]
+    for kind in remembering.patches().values():
+        points, others = kind.describe(features).flatten(0, 2), kind.patches.half().float()
+        distances = torch.cdist(points, others).amin(1).view(2, 3 * kind.fold, 4 * kind.fold)
+        apart = ((distances - 0.4) / 1.5).clamp_min(0) ** 2
+        total += weight * torch.nn.functional.interpolate(apart[:, None], size=(6, 8), mode="bilinear")[:, 0]
+    torch.testing.assert_close(found, 0.7 * total.sqrt(), rtol=1e-3, atol=1e-3)
 
 
 def test_a_stored_memory_comes_back_exactly() -> None:
-    first, second = memory(), memory()
-    first.fill(torch.randn(2, 4, 4), torch.tensor([1.7, 0.3]))
-    second.restore(**first.stored())
-    assert torch.equal(first.patches, second.patches)
-    assert torch.equal(first(tokens()), second(tokens()))
+    first, second = filled(3), memory()
+    second.restore(first.stored())
+    assert torch.equal(first(torch.ones(2, 3, 4), tokens(), 2.0), second(torch.ones(2, 3, 4), tokens(), 2.0))
+    assert first.stored().keys() == set(first.state_dict())
 
 
 @pytest.mark.parametrize(
-    ("patches", "scale"), [((2, 6, 4), 2), ((2, 4, 3), 2), ((4, 4), 2), ((1, 4, 4), 2), ((2, 4, 4), 3)]
+    ("name", "shape"),
+    [
+        ("kinds.parts.patches", (6, 4)),
+        ("kinds.parts.patches", (4, 3)),
+        ("kinds.details.patches", (2, 4, 5)),
+        ("kinds.details.typical", (3,)),
+        ("typical", ()),
+    ],
 )
-def test_a_memory_of_another_shape_is_refused(patches: tuple[int, ...], scale: int) -> None:
-    with pytest.raises(RuntimeError, match="cannot have the shape"):
-        memory().restore(torch.zeros(patches).half(), torch.ones(scale))
+def test_a_memory_of_another_shape_is_refused(name: str, shape: tuple[int, ...]) -> None:
+    stored = filled().stored()
+    stored[name] = torch.zeros(shape).to(stored[name])
+    with pytest.raises(RuntimeError, match="of the shape"):
+        memory().restore(stored)
+
+
+def test_a_memory_of_other_kinds_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="cannot be made of"):
+        memory(details=0).restore(filled().stored())

@@ -33,6 +33,7 @@ def test_scores_are_those_of_the_boxes_one_after_another() -> None:
     adtr.feature_std.uniform_(0.5, 2)
     with torch.inference_mode():
         features = (adtr.embedding(images()) - adtr.feature_mean) / adtr.feature_std
+        features = features[..., : adtr.embedding.channels]  # the rest are details, which nothing remembers yet
         difference = features - adtr.reconstruction(features)
         comparison = adtr(images())
     maps = difference.square().sum(dim=-1).sqrt().reshape(3, 4, 6)
@@ -45,8 +46,20 @@ def test_scores_are_those_of_the_boxes_one_after_another() -> None:
 
 def test_features_are_the_backbones_own_unless_standardised() -> None:
     adtr = network()
-    features = torch.randn(2, 24, adtr.embedding.channels)
+    features = torch.randn(2, 24, adtr.embedding.columns)
     assert torch.equal(adtr.standardize(features), features)
+
+
+def test_the_target_of_the_reconstruction_are_the_standardised_features_without_details() -> None:
+    adtr = network()
+    adtr.feature_mean.normal_()
+    adtr.feature_std.uniform_(0.5, 2)
+    features = torch.randn(2, 24, adtr.embedding.columns)
+    target = adtr.target(features)
+    assert target.shape[-1] == adtr.embedding.channels < adtr.embedding.columns
+    assert torch.equal(target, adtr.standardize(features)[..., : adtr.embedding.channels])
+    with torch.no_grad():
+        assert torch.equal(adtr.difference(adtr.standardize(features)), adtr.difference(target))
 
 
 def test_scores_do_not_depend_on_the_batch() -> None:

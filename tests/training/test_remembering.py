@@ -3,7 +3,6 @@ import pytest
 import torch
 
 from adtr.config import load_preset
-from adtr.model.memory import SHARES
 from adtr.model.network import ADTR
 from adtr.training.feature_cache import FeatureCache
 from adtr.training.features import score_cached
@@ -44,48 +43,56 @@ def network() -> ADTR:
 
 def cache_of(network: ADTR, images: int = 6) -> FeatureCache:
     torch.manual_seed(1)
-    return FeatureCache.of(torch.randn(images, 64, network.embedding.channels).half())
+    return FeatureCache.of(torch.randn(images, 64, network.embedding.columns).half())
 
 
 def test_only_training_images_are_remembered_and_the_same_ones_each_time(network: ADTR) -> None:
     cache, rows = cache_of(network), torch.tensor([0, 2, 3, 5])
     remember(network, cache, rows, 7)
-    patches, scale = network.memory.patches.clone(), network.memory.scale.clone()
-    assert patches.shape == (2, 50, len(network.memory.channels))
-    described = network.memory.describe(cache[torch.arange(6)])
-    gaps = torch.cdist(patches, described.flatten(1, 2)).min(dim=2)
-    assert set((gaps.indices // 64).flatten().tolist()) <= {0, 2, 3, 5}
-    assert gaps.values.max() < 0.1  # but for half precision
+    first = {name: tensor.clone() for name, tensor in network.memory.stored().items()}
+    for kind in network.memory.patches().values():
+        assert kind.patches.shape[0] == 50
+        described = kind.describe(cache[torch.arange(6)]).flatten(1, 2)
+        gaps = torch.cdist(kind.patches, described.flatten(0, 1)).min(dim=1)
+        assert set((gaps.indices // described.shape[1]).tolist()) <= {0, 2, 3, 5}
+        assert gaps.values.max() < 0.1  # but for half precision
     remember(network, cache, rows, 7)
-    assert torch.equal(network.memory.patches, patches)
-    assert torch.equal(network.memory.scale, scale)
+    assert all(torch.equal(first[name], tensor) for name, tensor in network.memory.stored().items())
     remember(network, cache, rows, 8)
-    assert not torch.equal(network.memory.patches, patches)
+    assert not torch.equal(first["kinds.parts.patches"], network.memory.stored()["kinds.parts.patches"])
 
 
 @torch.inference_mode()
-def test_the_scale_gives_distance_and_error_one_mean_over_training_images(network: ADTR) -> None:
+def test_what_is_typical_are_the_mean_and_the_mean_maximum_of_training_images(network: ADTR) -> None:
     cache = cache_of(network)
     remember(network, cache, torch.arange(6), 0)
-    features = cache[torch.arange(6)]
-    error = network.difference(features).norm(dim=-1).mean()
-    # Each image's own patches, of which it would be at distance 0, are left out of the scale; here every token is new.
+    errors = network.difference(cache[torch.arange(6)]).norm(dim=-1)
+    mean, highest = errors.mean(), errors.amax(dim=1).mean()
+    torch.testing.assert_close(network.memory.typical, torch.stack([mean, highest - mean]))
+    # Each image's own patches, of which it would be at distance 0, are left out; here every token is new.
     torch.manual_seed(2)
-    fresh = network.memory(torch.randn(6, 64, network.embedding.channels)).mean() / sum(SHARES)
-    assert 0.8 < float(fresh / error) < 1.25
+    fresh = torch.randn(6, 64, network.embedding.columns)
+    for kind in network.memory.patches().values():
+        apart = kind(fresh)
+        assert 0.7 < float(apart.amax(dim=(1, 2)).mean()) < 1.5
+        assert 0 < float(apart.mean()) < 0.5
 
 
 @torch.inference_mode()
-def test_the_map_is_the_sum_of_both_and_the_paper_remembers_nothing(network: ADTR) -> None:
+def test_the_map_joins_both_and_the_paper_remembers_nothing(network: ADTR) -> None:
     cache = cache_of(network)
+    assert network.embedding.columns > network.embedding.channels
     remember(network, cache, torch.arange(4), 0)
     _, both = score_cached(network, cache, torch.tensor([4, 5]))
+    assert both.shape == (2, *network.map_size) == (2, 16, 16)
     features = cache[torch.tensor([4, 5])]
     error = network.difference(features).norm(dim=-1).unflatten(-1, (8, 8))
     weight = CONFIG.comparison.memory_weight
-    np.testing.assert_allclose(both, (error + weight * network.memory(features)), rtol=1e-4)
+    np.testing.assert_allclose(both, network.memory(error, features, weight), rtol=1e-4)
 
     paper = ADTR(load_preset("paper-mvtec").override(**SMALL, backbone=CONFIG.embedding.backbone), "random").eval()
+    assert paper.embedding.columns == paper.embedding.channels
+    assert paper.map_size == (8, 8)
     remember(paper, cache, torch.arange(4), 0)
     assert not paper.memory.is_filled
 
@@ -93,4 +100,4 @@ def test_the_map_is_the_sum_of_both_and_the_paper_remembers_nothing(network: ADT
 def test_one_image_gives_a_memory_too(network: ADTR) -> None:
     remember(network, cache_of(network), torch.tensor([1]), 0)
     assert network.memory.is_filled
-    assert torch.isfinite(network.memory.scale).all()
+    assert all(torch.isfinite(tensor).all() for tensor in network.memory.stored().values())

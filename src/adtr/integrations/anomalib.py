@@ -219,7 +219,7 @@ class Adtr(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]
         self._cache = FeatureCache(
             len(self.trainer.train_dataloader.dataset),
             embedding.grid_size[0] * embedding.grid_size[1],
-            self.model.network.embedding.channels,
+            self.model.network.embedding.columns,
             dtype=torch.float32 if self.config.training.precision == "fp32" else torch.float16,
         )
         self._images = []  # paths and hashes
@@ -294,9 +294,10 @@ class Adtr(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take it back."""
         super().on_load_checkpoint(checkpoint)
-        state, memory = checkpoint["state_dict"], "model.network.memory"
-        if f"{memory}.patches" in state:  # the buffer has no rows before it is filled
-            self.model.network.memory.fill(state[f"{memory}.patches"], state[f"{memory}.scale"])
+        state, memory = checkpoint["state_dict"], self.model.network.memory
+        stored = {n: state.get(f"model.network.memory.{n}") for n in memory.stored()}
+        if all(tensor is not None for tensor in stored.values()):  # the buffers have no rows before they are filled
+            memory.restore(stored)
         gaussian = {n: state.get(f"model.network.mahalanobis.{n}") for n in self.model.network.mahalanobis.stored()}
         if gaussian["whitening"] is not None:
             self.model.network.mahalanobis.fill(**gaussian)

@@ -117,8 +117,8 @@ def cross_fit(
     images = len(cache)
     assert 2 <= folds <= images
     fold_of = np.random.default_rng(config.seed).permutation(images) % folds
-    scores = np.empty(images, np.float32)
-    maps = np.empty((images, *network.config.embedding.grid_size), np.float32)
+    scores: NDArray[np.float32] = np.empty(images, np.float32)
+    maps: list[NDArray[np.float32]] = [scores] * images
     for fold in range(folds):
         judged = np.flatnonzero(fold_of == fold)
         other = copy.deepcopy(network)
@@ -133,5 +133,7 @@ def cross_fit(
             progress=progress,
             fabric=fabric,
         )
-        scores[judged], maps[judged] = score_cached(other, cache, torch.from_numpy(judged), fabric)
-    return scores, maps
+        scores[judged], of_fold = score_cached(other, cache, torch.from_numpy(judged), fabric)
+        for i, score_map in zip(judged, of_fold, strict=True):
+            maps[i] = score_map
+    return scores, np.stack(maps)

@@ -15,7 +15,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from adtr.config import EmbeddingConfig
 from adtr.errors import ConfigError
 from adtr.model.backbones import create_backbone
+from adtr.model.memory import DETAIL_FOLD, DETAIL_STRIDES
 from adtr.model.variants import create_patches
+from adtr.settings import Size
 
 CPU_CHUNK = 8
 """Images in one pass of the backbone on a CPU: larger activations fall out of the caches."""
@@ -27,12 +29,15 @@ class Embedding(nn.Module):
     Args:
         config: backbone, sizes and levels.
         weights: see `create_backbone`.
+        details: append to each token what the fine levels show inside it, for the memory (`adtr.model.memory`).
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: EmbeddingConfig, weights: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self, config: EmbeddingConfig, weights: str | os.PathLike[str] | None = None, *, details: bool = False
+    ) -> None:
         super().__init__()
         self.config = config
         if config.target == "pixels":
@@ -43,8 +48,15 @@ class Embedding(nn.Module):
         """The backbone's weights as they were loaded, before anything is folded or rounded."""
         self.backbone = fold_batch_norm(backbone.network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.channels = sum(backbone.channels)
+        """C, of the features f."""
         self.levels = tuple(zip(backbone.channels, backbone.strides, strict=True))
         """Channels and stride of each level."""
+        fine = [i for i, stride in enumerate(backbone.strides) if stride in DETAIL_STRIDES]
+        self._fine = fine if details else []
+        self.details = sum(backbone.channels[i] for i in self._fine)
+        """Channels of each place of the details; 0: there are none."""
+        self.columns = self.channels + self.details * DETAIL_FOLD**2
+        """Of a token: the features f, then the details."""
         self.source = backbone.source
         self.sha256 = backbone.sha256
         self.register_buffer("mean", torch.tensor(backbone.mean).view(3, 1, 1) * 255, persistent=False)
@@ -78,22 +90,28 @@ class Embedding(nn.Module):
             images: (B, h, w, 3) uint8, RGB, already of the configured image size.
 
         Returns:
-            f, (B, N, C) float32: row-major positions of the grid, channels of the levels from fine to coarse.
+            f, (B, N, C) float32: row-major positions of the grid, channels of the levels from fine to coarse; then, up
+            to `columns`, the details.
         """
         if images.device.type == "cpu" and len(images) > CPU_CHUNK:
             return torch.cat([self(chunk) for chunk in images.split(CPU_CHUNK)])
         return self.tokens(images.permute(0, 3, 1, 2).float())  # channels-last in memory, as the backbone is
 
     def tokens(self, pixels: Tensor) -> Tensor:
-        """Feature tokens f, (B, N, C), of pixels in 0..255, (B, 3, h, w) float32, in one pass of the backbone."""
+        """Feature tokens, (B, N, columns), of pixels in 0..255, (B, 3, h, w) float32, in one pass of the backbone."""
         levels = self.backbone(((pixels - self.mean) / self.std).to(self.dtype))
         if self._channels_last_output:
             levels = [level.permute(0, 3, 1, 2) for level in levels]
-        resized = [
-            functional.interpolate(level.float(), size=self.config.grid_size, mode="bilinear", align_corners=False)
-            for level in levels
-        ]
-        return torch.cat(resized, dim=1).flatten(2).transpose(1, 2)
+        height, width = self.config.grid_size
+        maps = [_resize(level, (height, width)) for level in levels]
+        if self._fine:
+            fine = [_resize(levels[i], (DETAIL_FOLD * height, DETAIL_FOLD * width)) for i in self._fine]
+            maps.append(functional.pixel_unshuffle(torch.cat(fine, dim=1), DETAIL_FOLD))
+        return torch.cat(maps, dim=1).flatten(2).transpose(1, 2)
+
+
+def _resize(level: Tensor, size: Size) -> Tensor:
+    return functional.interpolate(level.float(), size=size, mode="bilinear", align_corners=False)
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:

@@ -1,10 +1,15 @@
-"""Memory: the distance of features to the nearest that good images showed; beyond the paper.
+"""Memory: the distance of patches to the nearest that good images showed; beyond the paper.
 
 A transformer learns to reconstruct some anomalies too, and misses rare good patches; a nearest neighbour errs at other
-places, and their sum errs less than either. Patches of two kinds are remembered: tokens, which show small defects, and,
-much as in PatchCore (Roth et al., 2022), means around tokens, which show faint ones. See `adtr.training.remembering`.
+places. Patches of two kinds are remembered: parts, coarse features on the token grid, which tell what lies where, and
+details, fine features on a grid twice as fine, in which a defect of a few pixels is not lost. Much as in PatchCore
+(Roth et al., 2022), a patch is the mean around a place. See `adtr.training.remembering`.
 
-Shapes: B images, N = H * W tokens, C feature channels, M patches of each of 2 kinds, D channels of a patch.
+The reconstruction's error and the kinds' distances are of different sizes, and a kind that varies much on good images
+would drown the others in a sum. So each counts by its excess, how far it lies above what is typical of good images, in
+units of how far their highest values do; and excesses add up as squares do, so that one of them is enough.
+
+Shapes: B images, N = H * W tokens, C columns of a token, M patches of D channels each.
 """
 
 from __future__ import annotations
@@ -18,87 +23,160 @@ from torch.nn import functional
 from adtr.settings import Size
 
 STRIDES = (8, 16)
-"""Of the levels that are remembered: finer ones know no more than texture, coarser ones do not tell where."""
-SHARES = (1.0, 2.0)
-"""What the distances of the two kinds of patch count, the token's and that of the mean around it."""
+"""Of the levels that parts are described by: coarser ones do not tell where."""
+DETAIL_STRIDES = (4, 8)
+"""Of the levels that details are described by: coarser ones have forgotten them."""
+DETAIL_FOLD = 2
+"""The details' grid is so many times as fine as the tokens'."""
+
+
+class Patches(nn.Module):
+    """Remembered patches of one kind.
+
+    Args:
+        columns: which of a token's columns they are made of, (fold * fold * D,).
+        grid: height and width of the token grid.
+        fold: places of these patches in each direction of a token; its columns are those of `pixel_unshuffle`.
+    """
+
+    columns: Tensor
+    patches: Tensor
+    """Of good images, (M, D); empty until something is remembered."""
+    squares: Tensor
+    """Their squared norms, (M,), which every search needs."""
+    typical: Tensor
+    """Distance, and by how much the highest distance of a good image exceeds it, (2,)."""
+
+    def __init__(self, columns: Tensor, grid: Size, fold: int = 1) -> None:
+        super().__init__()
+        self.grid, self.fold = grid, fold
+        self.register_buffer("columns", columns, persistent=False)
+        self.register_buffer("patches", torch.zeros(0, len(columns) // fold**2))
+        self.register_buffer("squares", torch.zeros(0), persistent=False)
+        self.register_buffer("typical", torch.tensor([0.0, 1.0]))
+
+    def describe(self, features: Tensor) -> Tensor:
+        """Features (B, N, C) to one patch for each place, (B, fold * H, fold * W, D).
+
+        A patch is the mean over 3x3 places with the weights 1, 2, 1 each way. What lies outside the image counts as 0,
+        so that places at the border, of whose surroundings less is seen, differ less.
+        """
+        maps = features[..., self.columns].transpose(1, 2).unflatten(-1, self.grid)
+        maps = functional.pixel_shuffle(maps, self.fold)
+        around = functional.avg_pool2d(functional.avg_pool2d(maps, 2, stride=1, padding=1), 2, stride=1)
+        return around.permute(0, 2, 3, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The excess of distances to the nearest patches: (B, N, C) to (B, fold * H, fold * W)."""
+        return excess(nearest_distance(self.describe(features), self.patches, self.squares), self.typical)
+
+    def fill(self, patches: Tensor, typical: Tensor) -> None:
+        """Remember these, (M, D), in the precision in which they are stored; `typical` is (2,)."""
+        self.patches = patches.half().to(self.patches)
+        self.squares = self.patches.square().sum(-1)
+        self.typical = typical.to(self.typical)
 
 
 class Memory(nn.Module):
-    """Remembered patches of good images.
+    """Remembered patches of good images, of one or two kinds.
 
     Args:
-        levels: channels and stride of each; those with a stride in `STRIDES` are remembered, all where none has one.
+        levels: channels and stride of each level of the features. Parts are made of those with a stride in `STRIDES`,
+            or of all where none has one.
+        details: channels of each place of the details; 0 where the backbone has no such level.
         grid: height and width of the token grid.
         size: patches of each kind to remember at most; 0: none.
     """
 
-    channels: Tensor
-    """Which of the features' channels are remembered."""
-    patches: Tensor
-    """Tokens of good images, and means around them, (2, M, D); empty until something is remembered."""
-    scale: Tensor
-    """Brings the distances of each kind to the units of the score map s(u), (2,)."""
-    squares: Tensor
-    """Squared norms of the patches, (2, M), which every search needs."""
-    shares: Tensor
+    typical: Tensor
+    """Error s(u) of the reconstruction, and by how much the highest of a good image exceeds it, (2,)."""
 
-    def __init__(self, levels: Sequence[tuple[int, int]], grid: Size, size: int) -> None:
+    def __init__(self, levels: Sequence[tuple[int, int]], details: int, grid: Size, size: int) -> None:
         super().__init__()
         self.grid, self.size = grid, size
-        chosen = channels_of(levels, STRIDES)
-        self.register_buffer("channels", chosen, persistent=False)
-        self.register_buffer("shares", torch.tensor(SHARES), persistent=False)
-        self.register_buffer("patches", torch.zeros(2, 0, len(chosen)))
-        self.register_buffer("squares", torch.zeros(2, 0), persistent=False)
-        self.register_buffer("scale", torch.ones(2))
+        self.kinds = nn.ModuleDict({"parts": Patches(channels_of(levels, STRIDES), grid)})
+        if details:
+            first = sum(channels for channels, _ in levels)
+            columns = torch.arange(first, first + details * DETAIL_FOLD**2)
+            self.kinds["details"] = Patches(columns, grid, DETAIL_FOLD)
+        self.register_buffer("typical", torch.tensor([0.0, 1.0]))
+
+    def patches(self) -> dict[str, Patches]:
+        """The remembered patches by kind."""
+        return {name: kind for name, kind in self.kinds.items() if isinstance(kind, Patches)}
 
     @property
     def is_filled(self) -> bool:
         """Whether there is anything to be near to."""
-        return self.patches.shape[1] > 0
+        return all(len(kind.patches) > 0 for kind in self.patches().values())
 
-    def describe(self, features: Tensor) -> Tensor:
-        """The remembered channels of each token, and their mean around it: (B, N, C) to (2, B, N, D).
+    @property
+    def map_size(self) -> Size:
+        """Height and width of the maps that `forward` returns."""
+        fold = max(kind.fold for kind in self.patches().values())
+        return fold * self.grid[0], fold * self.grid[1]
 
-        The mean is over 3x3 tokens with the weights 1, 2, 1 each way. What lies outside the image counts as 0, so that
-        tokens at the border, of whose surroundings less is seen, differ less.
+    def forward(self, errors: Tensor, features: Tensor, weight: float) -> Tensor:
+        """The score map with the memory's share, in the units of s(u).
+
+        Args:
+            errors: s(u) of Eq. 3, (B, H, W).
+            features: standardised, with details, (B, N, C).
+            weight: of the square of each kind's excess beside that of the errors.
+
+        Returns:
+            (B, h, w) float32 of `map_size`; 0 where nothing exceeds what is typical.
         """
-        own = features[..., self.channels]
-        maps = own.transpose(1, 2).unflatten(-1, self.grid)
-        around = functional.avg_pool2d(functional.avg_pool2d(maps, 2, stride=1, padding=1), 2, stride=1)
-        return torch.stack((own, around.flatten(2).transpose(1, 2)))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Distance to the nearest remembered patches, in units of s(u): (B, N, C) to (B, H, W) float32."""
         if not torch.compiler.is_exporting() and features.device.type == "cpu" and len(features) > 1:
-            return torch.cat([self(image) for image in features.split(1)])  # N * M products stay in the caches
-        described = self.describe(features)
-        kinds = zip(described, self.patches, self.squares, strict=True)
-        distances = torch.stack([nearest_distance(*kind) for kind in kinds], dim=-1)
-        return (distances * self.shares * self.scale).sum(-1).unflatten(-1, self.grid)
+            pairs = zip(errors.split(1), features.split(1), strict=True)  # the products of one image stay in the caches
+            return torch.cat([self(*pair, weight) for pair in pairs])
+        squares = [excess(errors, self.typical).square()]
+        squares += [weight * kind(features).square() for kind in self.patches().values()]
+        total = torch.stack([self._resize(square) for square in squares]).sum(dim=0)
+        return self.typical[1] * total.sqrt()
 
-    def fill(self, patches: Tensor, scale: Tensor) -> None:
-        """Remember these, (2, M, D), in the precision in which they are stored; `scale` is (2,)."""
-        self.patches = patches.half().to(self.patches)
-        self.squares = self.patches.square().sum(-1)
-        self.scale = scale.to(self.scale)
+    def _resize(self, maps: Tensor) -> Tensor:
+        if maps.shape[1:] == self.map_size:
+            return maps
+        return functional.interpolate(maps.unsqueeze(1), size=self.map_size, mode="bilinear").squeeze(1)
 
     def stored(self) -> dict[str, Tensor]:
         """What a model file keeps."""
-        return {"patches": self.patches.half(), "scale": self.scale}
+        kept = {"typical": self.typical}
+        for name, kind in self.patches().items():
+            kept |= {f"kinds.{name}.patches": kind.patches.half(), f"kinds.{name}.typical": kind.typical}
+        return kept
 
-    def restore(self, patches: Tensor, scale: Tensor) -> None:
+    def restore(self, stored: dict[str, Tensor]) -> None:
         """The inverse of `stored`.
 
         Raises:
-            RuntimeError: one has not the shape that the configuration gives it.
+            RuntimeError: something is missing, too much or of another shape than the configuration gives it.
         """
-        kinds, _, dimensions = self.patches.shape
-        if patches.ndim != 3 or patches.shape[::2] != (kinds, dimensions) or patches.shape[1] > self.size:
-            raise RuntimeError(f"a memory of {self.size} patches cannot have the shape {tuple(patches.shape)}")
-        if scale.shape != self.scale.shape:
-            raise RuntimeError(f"a memory's scale cannot have the shape {tuple(scale.shape)}")
-        self.fill(patches, scale)
+        expected = self.stored()
+        if stored.keys() != expected.keys():
+            raise RuntimeError(f"a memory of {', '.join(expected)} cannot be made of {', '.join(sorted(stored)[:9])}")
+        for name, tensor in stored.items():
+            shape, wanted = tensor.shape, expected[name].shape
+            if name.endswith("patches"):
+                fits = len(shape) == 2 and shape[1] == wanted[1] and len(tensor) <= self.size
+            else:
+                fits = shape == wanted
+            if not fits:
+                raise RuntimeError(f"a memory of {self.size} patches cannot have {name} of the shape {tuple(shape)}")
+        self.typical = stored["typical"].to(self.typical)
+        for name, kind in self.patches().items():
+            kind.fill(stored[f"kinds.{name}.patches"], stored[f"kinds.{name}.typical"])
+
+
+def excess(values: Tensor, typical: Tensor) -> Tensor:
+    """How far values lie above what is typical of good images; 1: as far as the highest of a good image, at least 0.
+
+    Args:
+        values: of any shape.
+        typical: the typical value, and by how much the highest of a good image exceeds it, (2,).
+    """
+    return ((values - typical[0]) / typical[1]).clamp_min(0)
 
 
 def channels_of(levels: Sequence[tuple[int, int]], strides: Sequence[int]) -> Tensor:

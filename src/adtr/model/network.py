@@ -16,6 +16,7 @@ from adtr.model.mahalanobis import Mahalanobis
 from adtr.model.memory import Memory
 from adtr.model.reconstruction import Reconstruction
 from adtr.model.variants import ConvolutionalReconstruction
+from adtr.settings import Size
 
 
 class Comparison(NamedTuple):
@@ -24,7 +25,7 @@ class Comparison(NamedTuple):
     scores: Tensor
     """Image scores, (B,), with the share of the image as a whole."""
     maps: Tensor
-    """Score maps s(u) on the token grid, (B, H, W), with the memory's share."""
+    """Score maps s(u), (B, H, W) of `ADTR.map_size`: on the token grid, or with the memory's share on a finer one."""
 
 
 class ADTR(nn.Module):
@@ -41,13 +42,13 @@ class ADTR(nn.Module):
         super().__init__()
         self.config = config
         self._autocast = False
-        self.embedding = Embedding(config.embedding, backbone_weights)
-        channels = self.embedding.channels
-        self.reconstruction = create_reconstruction(channels, config)
-        self.memory = Memory(self.embedding.levels, config.embedding.grid_size, config.comparison.memory_size)
-        self.mahalanobis = Mahalanobis(self.embedding.levels)
-        self.register_buffer("feature_mean", torch.zeros(channels))
-        self.register_buffer("feature_std", torch.ones(channels))
+        size = config.comparison.memory_size
+        self.embedding = embedding = Embedding(config.embedding, backbone_weights, details=size > 0)
+        self.reconstruction = create_reconstruction(embedding.channels, config)
+        self.memory = Memory(embedding.levels, embedding.details, config.embedding.grid_size, size)
+        self.mahalanobis = Mahalanobis(embedding.levels)
+        self.register_buffer("feature_mean", torch.zeros(embedding.columns))
+        self.register_buffer("feature_std", torch.ones(embedding.columns))
 
     def place(self, device: torch.device, precision: str) -> ADTR:
         """Move to a device and choose the arithmetic, "fp32" or "bf16", of the backbone and of `compare`.
@@ -61,26 +62,33 @@ class ADTR(nn.Module):
         return self.to(device)
 
     def standardize(self, features: Tensor) -> Tensor:
-        """Features in the units in which they are reconstructed and compared, (B, N, C)."""
+        """Tokens in the units in which they are reconstructed and compared, (B, N, columns)."""
         return (features - self.feature_mean) / self.feature_std
 
+    def target(self, features: Tensor) -> Tensor:
+        """What the reconstruction is to reproduce of tokens (B, N, columns): f, standardised, (B, N, C)."""
+        own = slice(self.embedding.channels)
+        return (features[..., own] - self.feature_mean[own]) / self.feature_std[own]
+
     def difference(self, features: Tensor) -> Tensor:
-        """The difference d of Eq. 2 for standardised features (B, N, C), in the chosen arithmetic; float32."""
+        """The difference d of Eq. 2 for standardised tokens (B, N, C or more), in the chosen arithmetic; float32."""
+        features = features[..., : self.embedding.channels]
         with torch.autocast(features.device.type, torch.bfloat16, enabled=self._autocast):
             reconstructed = self.reconstruction(features).float()
         return feature_difference(features, reconstructed)
 
-    def memory_distance(self, features: Tensor) -> Tensor:
-        """How far standardised features (B, N, C) are from the remembered ones, in the units of s(u), (B, H, W)."""
-        with torch.autocast(features.device.type, torch.bfloat16, enabled=self._autocast):
-            return self.memory(features)
+    @property
+    def map_size(self) -> Size:
+        """Height and width of the score maps."""
+        return self.memory.map_size if self.memory.is_filled else self.config.embedding.grid_size
 
     def compare(self, features: Tensor) -> Comparison:
-        """Score standardised features (B, N, C)."""
+        """Score standardised tokens (B, N, columns)."""
         embedding, comparison = self.config.embedding, self.config.comparison
         maps = score_map(self.difference(features), embedding.grid_size)
         if self.memory.is_filled:
-            maps = maps + comparison.memory_weight * self.memory_distance(features)
+            with torch.autocast(features.device.type, torch.bfloat16, enabled=self._autocast):
+                maps = self.memory(maps, features, comparison.memory_weight)
         scores = image_score(maps, embedding.image_size, comparison.pool_size)
         if self.mahalanobis.is_filled:
             scores = scores + comparison.mahalanobis_weight * self.mahalanobis(features)

@@ -92,7 +92,7 @@ class KnownAnomalies:
         rows = np.concatenate([rng.permutation(len(self)) for _ in range(-(-count // len(self)))])[:count]
         index = torch.from_numpy(rows[share])
         device = self.network.feature_mean.device
-        features = self.network.standardize(self.features[index].float().to(device))
+        features = self.network.target(self.features[index].float().to(device))
         return Batch.anomalous(features, self.masks[index], self.has_mask[index])
 
 
@@ -124,7 +124,7 @@ class SyntheticAnomalies:
         device = self.network.feature_mean.device
         features = self.network.embedding(torch.from_numpy(np.stack(pictures)[share]).to(device))
         has_mask = torch.ones(len(features), dtype=torch.bool)
-        return Batch.anomalous(self.network.standardize(features), torch.stack(masks)[share], has_mask)
+        return Batch.anomalous(self.network.target(features), torch.stack(masks)[share], has_mask)
 
 
 class GoodAndAnomalousImages:

@@ -70,7 +70,7 @@ def embed_images(
     config = network.config
     height, width = config.embedding.grid_size
     dtype = torch.float32 if config.training.precision == "fp32" else torch.float16
-    cache = FeatureCache(len(sources), height * width, network.embedding.channels, dtype=dtype)
+    cache = FeatureCache(len(sources), height * width, network.embedding.columns, dtype=dtype)
     indices: list[int] = []
     hashes: list[str] = []
     sizes: list[tuple[int, int]] = []
@@ -181,7 +181,7 @@ def score_cached(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Image scores (n,) and score maps (n, H, W) of images whose features are at hand; by all processes of a Fabric."""
     rank, processes = (fabric.global_rank, fabric.world_size) if fabric is not None else (0, 1)
-    scores, maps = torch.zeros(len(index)), torch.zeros(len(index), *network.config.embedding.grid_size)
+    scores, maps = torch.zeros(len(index)), torch.zeros(len(index), *network.map_size)
     with torch.inference_mode():
         for rows in torch.arange(len(index)).split(BATCH)[rank::processes]:
             features = cache[index[rows]].to(network.feature_mean.device)

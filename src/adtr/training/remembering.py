@@ -7,7 +7,7 @@ from torch import Tensor
 
 from adtr.errors import memory_for
 from adtr.model.comparison import score_map
-from adtr.model.memory import nearest_distance
+from adtr.model.memory import Patches, nearest_distance
 from adtr.model.network import ADTR
 from adtr.training.feature_cache import FeatureCache
 
@@ -18,7 +18,7 @@ CANDIDATE_IMAGES = 2_000
 PROJECTION = 64
 """Dimensions in which candidates are compared; a random projection keeps distances nearly (Johnson-Lindenstrauss)."""
 SCALE_IMAGES = 40
-"""Training images on which distances are brought to the units of s(u)."""
+"""Training images that tell what errors and distances are typical."""
 CHUNK = 16
 
 
@@ -27,8 +27,8 @@ CHUNK = 16
 def remember(network: ADTR, cache: FeatureCache, index: Tensor, seed: int) -> None:
     """Fill the memory of a trained network, where its configuration asks for one.
 
-    The scale is such that s(u) and the distance of each kind have one mean over training images, each compared with the
-    patches of others only. Nothing here sees a held-out image.
+    What is typical of the reconstruction's error, and of the distance of each kind of patch, comes from training
+    images, each compared with the patches of others only. Nothing here sees a held-out image.
 
     Args:
         network: its features are standardised and its reconstruction is trained.
@@ -44,37 +44,49 @@ def remember(network: ADTR, cache: FeatureCache, index: Tensor, seed: int) -> No
         return
     generator = torch.Generator().manual_seed(seed)
     drawn = index[torch.randperm(len(index), generator=generator)[:CANDIDATE_IMAGES]]
-    tokens = cache.features.shape[1]
-    each = min(tokens, -(-max(CANDIDATES, memory.size) // len(drawn)))
-    parts = []
-    for rows in drawn.split(CHUNK):
-        described = memory.describe(_standardized(network, cache, rows))
-        places = torch.stack([torch.randperm(tokens, generator=generator)[:each] for _ in rows]).to(described.device)
-        parts.append(described.gather(2, places[None, ..., None].expand(2, -1, -1, described.shape[-1])))
-    candidates = torch.cat(parts, dim=1).flatten(1, 2)
-    chosen = torch.stack([farthest_points(kind, memory.size, generator) for kind in candidates])
-    memory.fill(torch.stack([kind[rows] for kind, rows in zip(candidates, chosen, strict=True)]), torch.ones(2))
-    owner = drawn[chosen.cpu() // each].to(candidates.device)
-
-    errors, distances = [], []
+    owners = {
+        name: _choose(network, kind, cache, drawn, memory.size, generator) for name, kind in memory.patches().items()
+    }
+    errors: list[Tensor] = []
+    distances: dict[str, list[Tensor]] = {name: [] for name in owners}
     for row in drawn[:SCALE_IMAGES]:
         features = _standardized(network, cache, row[None])
-        described = memory.describe(features)
-        of_others = owner != row
-        if of_others.any(dim=1).all():
-            errors.append(score_map(network.difference(features), memory.grid).mean())
-            distances.append(
-                torch.stack(
-                    [
-                        nearest_distance(kind, patches[mask], squares[mask]).mean()
-                        for kind, patches, squares, mask in zip(
-                            described, memory.patches, memory.squares, of_others, strict=True
-                        )
-                    ]
-                )
-            )
-    if distances and (mean := torch.stack(distances).mean(0)).min() > 0:
-        memory.fill(memory.patches, torch.stack(errors).mean() / mean)
+        errors.append(score_map(network.difference(features), memory.grid))
+        for name, kind in memory.patches().items():
+            others = owners[name] != row.to(owners[name].device)
+            if others.any():
+                patches = kind.patches[others], kind.squares[others]
+                distances[name].append(nearest_distance(kind.describe(features), *patches))
+    memory.typical = _typical(errors).to(memory.typical)
+    for name, kind in memory.patches().items():
+        kind.fill(kind.patches, _typical(distances[name]))
+
+
+def _choose(
+    network: ADTR, kind: Patches, cache: FeatureCache, rows: Tensor, size: int, generator: torch.Generator
+) -> Tensor:
+    """Fill one kind with patches of some images; of which image each is, (M,)."""
+    places = cache.features.shape[1] * kind.fold**2
+    each = min(places, -(-max(CANDIDATES, size) // len(rows)))
+    parts = []
+    for chunk in rows.split(CHUNK):
+        described = kind.describe(_standardized(network, cache, chunk)).flatten(1, 2)
+        drawn = torch.stack([torch.randperm(places, generator=generator)[:each] for _ in chunk]).to(described.device)
+        parts.append(described.gather(1, drawn[..., None].expand(-1, -1, described.shape[-1])))
+    candidates = torch.cat(parts).flatten(0, 1)
+    chosen = farthest_points(candidates, size, generator)
+    kind.fill(candidates[chosen], kind.typical)
+    return rows.to(chosen.device)[chosen // each]
+
+
+def _typical(maps: list[Tensor]) -> Tensor:
+    """Mean of images' maps, and by how much their highest values exceed it in the mean, (2,)."""
+    if not maps:  # a single image has no others to be compared with
+        return torch.tensor([0.0, 1.0])
+    values = torch.cat(maps).float()
+    mean, highest = values.mean(), values.amax(dim=(1, 2)).mean()
+    # Images that are all alike have nothing above the mean but rounding.
+    return torch.stack([mean, (highest - mean).clamp_min(1e-3 * float(mean) + 1e-6)])
 
 
 def _standardized(network: ADTR, cache: FeatureCache, rows: Tensor) -> Tensor:
