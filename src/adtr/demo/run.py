@@ -41,7 +41,6 @@ def run_demo(output: Path, *, texture: str, seed: int, progress: Progress) -> De
         AdtrError: scikit-image is not installed, or the folder cannot be written.
     """
     data = output / "data"
-    # Smaller patches overlap less. A held-out patch that is half known from training sets too low a threshold.
     build_demo_dataset(data, texture=texture, seed=seed, patch=64)
     detector = AnomalyDetector(seed=seed).fit(data, progress=progress)
     detector.save(output / "model")
