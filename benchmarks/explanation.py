@@ -233,7 +233,7 @@ def main() -> None:
     save(draw_shortcut(results), "shortcut.svg")
     with TemporaryDirectory() as name:
         data = Path(name) / "data"
-        build_demo_dataset(data, train=120, test_good=24, test_per_type=9, size=128)
+        build_demo_dataset(data, train=120, validation=24, test_good=24, test_per_type=9, size=128)
         detector = AnomalyDetector(image_size=128, grid_size=16, max_steps=300).fit(data)
         save(draw_decision(detector, data, "crack"), "decision.jpg")
 

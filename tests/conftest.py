@@ -66,7 +66,7 @@ def defect_image(rng: np.random.Generator, side: int = 96) -> tuple[np.ndarray, 
     return image, mask
 
 
-def write_dataset(root: Path, *, train: int = 24, test: int = 8, seed: int = 0) -> Path:
+def write_dataset(root: Path, *, train: int = 24, test: int = 8, validation: int = 0, seed: int = 0) -> Path:
     """An MVTec-layout data set of discs, half of the test images with a dark rectangle."""
     rng = np.random.default_rng(seed)
     for folder in ("train/good", "test/good", "test/dark", "ground_truth/dark"):
@@ -78,6 +78,10 @@ def write_dataset(root: Path, *, train: int = 24, test: int = 8, seed: int = 0) 
         image, mask = defect_image(rng)
         Image.fromarray(image).save(root / f"test/dark/{i:03}.png")
         Image.fromarray(mask).save(root / f"ground_truth/dark/{i:03}_mask.png")
+    if validation:
+        (root / "validation/good").mkdir(parents=True)
+    for i in range(validation):
+        Image.fromarray(good_image(rng)).save(root / f"validation/good/{i:03}.png")
     return root
 
 

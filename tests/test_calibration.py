@@ -273,3 +273,22 @@ def test_folds_promise_nothing_proven() -> None:
 def test_rates_that_contradict_each_other_are_refused(values: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config(**values)
+
+
+def test_a_choice_is_kept_whatever_the_shares_say() -> None:
+    for seed in (0, 1):
+        training, held_out = split_holdout(6, config(holdout=0.5, holdout_min=4), seed, [4, 1])
+        assert (training.tolist(), held_out.tolist()) == ([0, 2, 3, 5], [1, 4])
+    training, held_out = split_holdout(3, config(), 0, [2])
+    assert (training.tolist(), held_out.tolist()) == ([0, 1], [2])
+
+
+@pytest.mark.parametrize(("images", "chosen", "counts"), [(3, [1, 2], "1 good.* 2"), (5, [], "5 good.* 0")])
+def test_a_choice_that_leaves_too_few_is_refused(images: int, chosen: list[int], counts: str) -> None:
+    with pytest.raises(DataError, match=rf"^{counts} held-out ones are too few; at least 2 and 1 are needed$"):
+        split_holdout(images, config(), 0, chosen)
+
+
+def test_folds_hold_nothing_out() -> None:
+    with pytest.raises(ConfigError, match=r"^5 folds hold nothing out, but 3 images are given to be held out; leave "):
+        split_holdout(20, config(folds=5), 0, [1, 2, 3])

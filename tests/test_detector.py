@@ -16,7 +16,7 @@ from adtr.errors import AdtrError, ConfigError, DataError, ImageError, ModelErro
 from adtr.prediction import Prediction
 from adtr.progress import Silent
 from adtr.training import loop
-from conftest import SMALL, good_image
+from conftest import SMALL, good_image, write_dataset
 
 FAST = {**SMALL, "epochs": 1}
 
@@ -98,15 +98,18 @@ def test_a_fit_that_was_cut_resumes_to_the_same_model(
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("change", ["images", "configuration", "backbone"])
+@pytest.mark.parametrize("change", ["images", "held out", "configuration", "backbone"])
 def test_a_checkpoint_of_other_circumstances_is_refused(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1)
     work = tmp_path / "work"
-    AnomalyDetector(**FAST).fit(dataset, work_folder=work)
+    held_out = sorted((dataset / "test/good").iterdir()) if change == "held out" else None
+    AnomalyDetector(**FAST).fit(dataset, held_out=held_out, work_folder=work)
     other, images = AnomalyDetector(**FAST), dataset
-    if change == "images":
+    if held_out is not None:
+        held_out = held_out[1:]
+    elif change == "images":
         images = shutil.copytree(dataset, tmp_path / "copy")
         Image.fromarray(good_image(np.random.default_rng(99))).save(images / "train/good/003.png")
     elif change == "configuration":
@@ -114,7 +117,7 @@ def test_a_checkpoint_of_other_circumstances_is_refused(
     else:
         other.set_params(backbone_weights="random")
     with pytest.raises(ModelError, match="other images or another configuration"):
-        other.fit(images, work_folder=work, resume=True)
+        other.fit(images, held_out=held_out, work_folder=work, resume=True)
 
 
 # Thresholds.
@@ -133,6 +136,105 @@ def test_thresholds_come_from_held_out_good_images_and_nothing_else(detector: An
     assert detector.thresholds_.pixel == pytest.approx(highest[1] * ROUNDING, rel=1e-4)
     assert not any(prediction.is_anomalous for prediction in predictions)
     assert (detector.thresholds_.images, detector.thresholds_.false_alarm_rate) == (10, 0.01)
+
+
+@pytest.fixture(scope="module")
+def chosen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set with images of its own for the thresholds."""
+    return write_dataset(tmp_path_factory.mktemp("chosen") / "discs", train=14, test=4, validation=5, seed=7)
+
+
+@pytest.fixture(scope="module")
+def by_choice(chosen: Path) -> AnomalyDetector:
+    return AnomalyDetector(**FAST).fit(chosen)
+
+
+def test_thresholds_come_from_the_images_that_were_chosen_and_all_others_train(
+    by_choice: AnomalyDetector, chosen: Path
+) -> None:
+    training, held_out = (sorted((chosen / part / "good").iterdir()) for part in ("train", "validation"))
+    data = by_choice.metadata_["data"]
+    assert (data["images"], data["held_out"], by_choice.metadata_["training"]["images"]) == (19, 5, 14)
+    assert data["held_out_hashes"] == [content_hash(path) for path in held_out]
+    assert data["image_hashes"] == [content_hash(path) for path in [*training, *held_out]]
+    predictions = by_choice.predict(held_out)
+    maxima = [prediction.score_map.max() for prediction in predictions]
+    calibration = by_choice.calibration_
+    for kept, seen in ((calibration.image_scores, scores(predictions)), (calibration.pixel_maxima, maxima)):
+        assert kept == pytest.approx(sorted(np.array(seen) * ROUNDING), rel=1e-4)
+    pixels = np.stack([np.asarray(Image.open(p).resize((64, 64), Image.Resampling.BILINEAR)) for p in training])
+    features = by_choice.network_.embedding(torch.from_numpy(pixels)).double().flatten(0, 1)
+    torch.testing.assert_close(by_choice.network_.feature_mean, features.mean(dim=0).float(), rtol=1e-3, atol=1e-4)
+
+
+def test_the_chosen_images_set_the_thresholds_and_nothing_else(
+    by_choice: AnomalyDetector, chosen: Path, dataset: Path
+) -> None:
+    training, others = chosen / "train/good", sorted((dataset / "train/good").iterdir())
+    in_memory = AnomalyDetector(**FAST).fit(training, held_out=[np.asarray(Image.open(path)) for path in others])
+    assert in_memory.calibration_.images == 24
+    assert in_memory.thresholds_ != by_choice.thresholds_
+    for a, b in zip(in_memory.network_.state_dict().values(), by_choice.network_.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    given = AnomalyDetector(**FAST).fit(chosen, held_out=dataset)  # wins over validation/good
+    assert given.metadata_["data"]["held_out_hashes"] == [content_hash(path) for path in others]
+    assert given.thresholds_.image == pytest.approx(in_memory.thresholds_.image, rel=1e-4)
+
+
+def test_the_chosen_images_are_found_again_and_not_evaluated_on(
+    by_choice: AnomalyDetector, chosen: Path, dataset: Path, tmp_path: Path
+) -> None:
+    by_choice.save(tmp_path / "model")
+    assert list(AnomalyDetector.load(tmp_path / "model").good_sources()) == sorted(
+        [*(chosen / "train/good").iterdir(), *(chosen / "validation/good").iterdir()]
+    )
+    data = Path(shutil.copytree(chosen, tmp_path / "data"))
+    shutil.copy(data / "validation/good/002.png", data / "test/good/new.png")
+    assert by_choice.evaluate(data).images == 8
+    elsewhere = AnomalyDetector(**FAST).fit(data, held_out=dataset)
+    elsewhere.save(tmp_path / "model")
+    found = list(AnomalyDetector.load(tmp_path / "model").good_sources())
+    assert found == sorted((data / "train/good").iterdir()) + sorted((dataset / "train/good").iterdir())
+    assert elsewhere.evaluate(data).images == 9  # its validation images are strangers to this one
+
+
+def test_an_image_that_trains_and_is_held_out_is_named(chosen: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(chosen, tmp_path / "data"))
+    for i in (3, 4):
+        shutil.copy(data / f"train/good/00{i}.png", data / f"validation/good/{i}.png")
+    expected = rf"^2 of 7 held-out images are trained on too, such as {data}/validation/good/3\.png; leave them out"
+    with pytest.raises(DataError, match=expected):
+        AnomalyDetector(**FAST).fit(data)
+    images = [np.asarray(Image.open(path)) for path in sorted((data / "train/good").iterdir())]
+    with pytest.raises(DataError, match=r"^1 of 1 held-out images are trained on too, such as one that came from mem"):
+        AnomalyDetector(**FAST).fit(images, held_out=[images[5]])
+
+
+def test_folds_and_a_choice_exclude_each_other(chosen: Path, dataset: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^3 folds hold nothing out, but 5 images are given"):
+        AnomalyDetector(**FAST, folds=3).fit(chosen)
+    with pytest.raises(ConfigError, match=r"^3 folds hold nothing out, but 24 images are given"):
+        AnomalyDetector(**FAST, folds=3).fit(chosen / "train/good", held_out=dataset)
+
+
+def test_chosen_images_that_cannot_be_read_are_skipped(chosen: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(chosen, tmp_path / "data"))
+    for name in ("train/good/002.png", "validation/good/000.png"):
+        (data / name).write_bytes(b"not a picture")
+    detector = AnomalyDetector(**FAST).fit(data, on_error="skip")
+    left = sorted((data / "validation/good").iterdir())[1:]
+    assert detector.metadata_["data"]["held_out_hashes"] == [content_hash(path) for path in left]
+    assert (detector.metadata_["training"]["images"], len(detector.skipped_)) == (13, 2)
+    for path in left:
+        path.write_bytes(b"not a picture")
+    with pytest.raises(DataError, match=r"^13 good images to train on and 0 held-out ones are too few"):
+        AnomalyDetector(**FAST).fit(data, on_error="skip")
+
+
+def test_labels_are_those_of_the_images_and_not_of_the_chosen_ones(chosen: Path) -> None:
+    images = [np.asarray(Image.open(path)) for path in sorted((chosen / "train/good").iterdir())]
+    detector = AnomalyDetector(**FAST).fit(images, [1] * 13 + [-1], held_out=chosen / "validation")
+    assert (detector.metadata_["training"]["images"], detector.calibration_.images) == (13, 5)
 
 
 def test_the_test_images_have_no_influence_on_the_model(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adtr.config import CalibrationConfig
-from adtr.errors import DataError
+from adtr.errors import ConfigError, DataError
 
 ROUNDING = 1.001
 """Scores of one image differ a little between batches, machines and the feature cache; thresholds lie above that."""
@@ -159,14 +160,35 @@ class Calibration:
         return min(self.images, max(1, math.ceil((1 - rate) * (self.images + 1) - 1e-9)))
 
 
-def split_holdout(images: int, config: CalibrationConfig, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def split_holdout(
+    images: int, config: CalibrationConfig, seed: int, chosen: Sequence[int] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Which of the good images train the network and which set the thresholds: two sorted arrays of indices.
 
     With folds, all of them do both.
 
+    Args:
+        images: their number.
+        config: how many are drawn.
+        seed: of the draw.
+        chosen: indices of those that set the thresholds, where somebody chose them; None: they are drawn.
+
     Raises:
         DataError: too few images.
+        ConfigError: some are chosen, but folds hold nothing out.
     """
+    if chosen is not None:
+        if config.folds:
+            raise ConfigError(
+                f"{config.folds} folds hold nothing out, but {len(chosen)} images are given to be held out; leave "
+                "--folds away, or --held-out and validation/good"
+            )
+        if not chosen or images - len(chosen) < 2:
+            raise DataError(
+                f"{images - len(chosen)} good images to train on and {len(chosen)} held-out ones are too few; at "
+                "least 2 and 1 are needed"
+            )
+        return np.delete(np.arange(images), chosen), np.sort(chosen)
     if config.folds:
         if images < max(3, config.folds):
             raise DataError(f"{images} good images are too few for {config.folds} folds; add images or lower --folds")

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from adtr.calibration import Thresholds
 from adtr.config import Config, load_preset
 from adtr.data.loading import LoadedImage
-from adtr.data.sources import labelled_good, training_sources
+from adtr.data.sources import GoodSources, good_sources, labelled_good
 from adtr.errors import DataError, OnError
 from adtr.estimator import Estimator
 from adtr.integrations.hub import Shareable
@@ -60,7 +60,7 @@ class AnomalyDetector(Shareable, Estimator, Predictor):
     keeps_features_: bool = False
     """Whether `fit` was asked to keep the good images' features."""
     improvement_: Improvement | None = None
-    _good: Sequence[object] | None = None
+    _good: GoodSources | None = None
     """Good images that `fit` got from memory."""
     _features: Tensor | Callable[[], Tensor | None] | None = None
     """Or what reads them."""
@@ -122,6 +122,7 @@ class AnomalyDetector(Shareable, Estimator, Predictor):
         images: object,
         y: ArrayLike | None = None,
         *,
+        held_out: object = None,
         on_error: OnError = "raise",
         keep_features: bool = False,
         work_folder: str | os.PathLike[str] | None = None,
@@ -130,13 +131,15 @@ class AnomalyDetector(Shareable, Estimator, Predictor):
         fabric: Fabric | None = None,
         tracker: Tracker | None = None,
     ) -> AnomalyDetector:
-        """Learn from good images; a part of them is held out to set the thresholds.
+        """Learn from good images; a part of them, or images of your own choice, is held out to set the thresholds.
 
         Args:
             images: a data set's folder (its good training images are taken), or good images: paths, PIL images,
                 uint8 arrays (H, W, 3) or tensors, one or many; or a table of `datasets` (see `adtr.data.datasets`).
             y: 1 for each good image and -1 for each anomalous one, (n,), as scikit-learn marks outliers: only the good
                 ones are learned from. None: all are good.
+            held_out: good images that set the thresholds, in any of these forms; all others train then, whatever
+                `holdout` says. None: those in `validation/good/` of a data set's folder, or else a part of the images.
             on_error: "raise" stops at an unreadable image; "skip" names it in `skipped_` and goes on.
             keep_features: keep the images' features in `features_` and in the saved model, for `improve`.
             work_folder: checkpoints are kept there, so that a run that was cut can be resumed.
@@ -151,24 +154,23 @@ class AnomalyDetector(Shareable, Estimator, Predictor):
             The detector itself.
 
         Raises:
-            DataError: no images, too few, or unreadable ones.
-            ConfigError: the backbone or its weights cannot be had.
+            DataError: no images, too few, unreadable ones, or one that is both trained on and held out.
+            ConfigError: the backbone or its weights cannot be had, or both folds and images to hold out were given.
             ModelError: the checkpoint belongs to another run.
         """
         from adtr.learning.fit import fit
         from adtr.learning.learned import Reader
 
-        sources, root = training_sources(images)
+        good = good_sources(images, held_out)
         if y is not None:
-            sources, root = labelled_good(sources, y), None
+            good = GoodSources(labelled_good(good.training, y), None, good.held_out, good.held_out_root)
         reader = Reader(on_error=on_error, progress=progress or Silent(), fabric=fabric)
         self.skipped_ = reader.skipped
         if tracker is not None:
-            tracker.log_config({"preset": self.preset, **self.config.flat(), "data": str(root or "memory")})
+            tracker.log_config({"preset": self.preset, **self.config.flat(), "data": str(good.root or "memory")})
         learned = fit(
             self.config,
-            sources,
-            root,
+            good,
             device=self.device,
             backbone_weights=self.backbone_weights,
             reader=reader,
@@ -181,7 +183,7 @@ class AnomalyDetector(Shareable, Estimator, Predictor):
         if tracker is not None:
             tracker.log_results({"training": learned.metadata["training"], "thresholds": asdict(self.thresholds_)})
         self.improvement_ = None
-        self._good = None if root else sources
+        self._good = None if good.is_found_again else good
         return self
 
     def _take(self, learned: Learned) -> None:
@@ -275,8 +277,8 @@ class AnomalyDetector(Shareable, Estimator, Predictor):
         better.improvement_, better.skipped_ = improvement, reader.skipped
         return better
 
-    def good_sources(self) -> Sequence[object]:
-        """The good images of `fit`, which are read again where their features were not kept.
+    def good_sources(self) -> GoodSources:
+        """The good images of `fit`, held-out ones too, which are read again where their features were not kept.
 
         Raises:
             DataError: their folder is not there any more, or was never known.
@@ -284,13 +286,15 @@ class AnomalyDetector(Shareable, Estimator, Predictor):
         self._require_fitted()
         if self._good is not None:
             return self._good
-        path = self.metadata_["data"]["path"]
-        if path is None or not Path(path).is_dir():
-            where = f"{path} is not there any more" if path else "they came from memory"
+        data = self.metadata_["data"]
+        path, held_out = data["path"], data.get("held_out_path")
+        gone = [folder for folder in (path, held_out) if folder is not None and not Path(folder).is_dir()]
+        if path is None or gone:
+            where = f"{gone[0]} is not there any more" if gone else "they came from memory"
             raise DataError(
                 f"the good images that the model learned from are not at hand ({where}); give them with --good"
             )
-        return training_sources(path)[0]
+        return good_sources(path, held_out)
 
     # Predicting: see `Predictor`.
 

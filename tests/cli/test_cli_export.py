@@ -11,6 +11,7 @@ from adtr.cli import main
 from adtr.deploy.sealed import read_sealed
 from adtr.detector import AnomalyDetector
 from adtr.store import SEAL, seal
+from conftest import SMALL
 
 pytestmark = pytest.mark.usefixtures("traced")
 
@@ -49,6 +50,19 @@ def test_parity_is_measured_and_told(
     assert 0 < parity["score_max"] < 1e-3
     assert abs(parity["image_auroc_change"]) < 0.01
     assert abs(parity["pixel_auroc_change"]) < 0.001
+
+
+def test_chosen_held_out_images_set_the_thresholds_of_the_file(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fitted = AnomalyDetector(**SMALL, max_steps=2).fit(dataset, held_out=dataset / "test/good")
+    fitted.save(tmp_path / "model")
+    assert adtr("export", tmp_path / "model", "-o", tmp_path / "a.onnx") == 0
+    assert "(measured with this file)" in capsys.readouterr().err
+    sealed = read_sealed(tmp_path / "a.onnx")
+    assert sealed.calibration.images == 8
+    assert sealed.calibration.image_scores == pytest.approx(fitted.calibration_.image_scores, rel=1e-3)
+    assert str(dataset) not in json.dumps(sealed.metadata)
 
 
 def test_predict_evaluate_and_info_take_the_file(

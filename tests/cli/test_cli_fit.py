@@ -61,6 +61,44 @@ def test_good_images_beside_defects_are_split_and_the_split_is_told(
     assert read_metadata(tmp_path / "model")[2]["data"]["images"] == 20
 
 
+@pytest.mark.parametrize("how", ["in the folder", "given"])
+def test_good_images_of_ones_own_choice_set_the_thresholds(
+    how: str, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(dataset / "train", data / "train")
+    shutil.copytree(dataset / "test/good", data / "validation/good")
+    flags = ("--held-out", dataset / "test/good") if how == "given" else ()
+    source = data / "train/good" if how == "given" else data
+    assert adtr("fit", source, "-o", tmp_path / "model", *QUICK, *flags, "--keep-features") == 0
+    err = capsys.readouterr().err
+    assert "trained on 24 images for 1 epochs" in err
+    assert "from 8 held-out good images; promises a false-alarm rate of at most 11.1%" in err
+    metadata = read_metadata(tmp_path / "model")[2]
+    held_out = dataset / "test/good" if how == "given" else data / "validation/good"
+    assert metadata["data"]["held_out_path"] == str(held_out.resolve())
+    assert metadata["features"][0] == 32
+    assert adtr("info", tmp_path / "model") == 0
+    out = capsys.readouterr().out
+    assert "24 good images of" in out
+    assert "8 held-out good images" in out
+
+
+def test_wrong_choices_are_one_line(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    for flags, words in (
+        (("--held-out", dataset), "24 of 24 held-out images are trained on too, such as "),
+        (("--held-out", tmp_path / "empty"), "no images found in "),
+        (("--held-out", tmp_path / "nowhere"), "no such folder: "),
+        (("--held-out", dataset / "test/good", "--folds", 3), "3 folds hold nothing out, but 8 images are given"),
+    ):
+        assert adtr("fit", dataset, "-o", tmp_path / "model", *QUICK, *flags) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"adtr: error: {words}")
+        assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
 def test_flags_win_over_the_file_which_wins_over_the_preset(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "small.yaml"
     file.write_text(

@@ -131,6 +131,32 @@ class TestMvtec:
         assert open_dataset(tmp_path).layout == "mvtec"
 
 
+class TestValidation:
+    @pytest.mark.parametrize("good", ["train/good", "good", "."])
+    def test_good_images_of_ones_own_choice_are_held_out_in_every_layout(self, tmp_path: Path, good: str) -> None:
+        touch(tmp_path, f"{good}/0.png", f"{good}/1.png", "validation/good/b.png", "validation/good/a.png")
+        touch(tmp_path, "validation/good/notes.txt", "validation/good/sub/x.png", "validation/bad/x.png")
+        for reserve in (True, False) if good != "good" else (True,):
+            dataset = open_dataset(tmp_path, reserve=reserve)
+            assert names([s.path for s in dataset.train], tmp_path / good) == ["0.png", "1.png"]
+            assert described(dataset.validation, tmp_path) == [
+                ("validation/good/a.png", "good", None),
+                ("validation/good/b.png", "good", None),
+            ]
+            assert dataset.test == []
+
+    def test_without_the_folder_nothing_is_chosen(self, tmp_path: Path) -> None:
+        touch(tmp_path, "train/good/0.png", "validation/bad/0.png")
+        assert open_dataset(tmp_path).validation == []
+
+    def test_alone_it_is_nothing_to_learn_from_or_to_test(self, tmp_path: Path) -> None:
+        touch(tmp_path, "a/validation/good/0.png", "b/validation/good/0.png", "b/test/crack/0.png")
+        with pytest.raises(DataError, match=r"^no images found in .*: expected train/good/ or test/, "):
+            open_dataset(tmp_path / "a")
+        assert (open_dataset(tmp_path / "b").train, len(open_dataset(tmp_path / "b").test)) == ([], 1)
+        assert len(open_dataset(tmp_path / "a/validation").train) == 1
+
+
 class TestGoodFolder:
     def test_without_defects_all_are_trained_on(self, tmp_path: Path) -> None:
         touch(tmp_path, *(f"good/{i}.png" for i in range(20)), "empty/notes.txt")

@@ -25,7 +25,7 @@ PARTS = ["data", "index.html", "model", "panels", "samples"]
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A demo of few images and a small network."""
     monkeypatch.setattr("adtr.demo.run.AnomalyDetector", partial(AnomalyDetector, **(SMALL | {"epochs": 1})))
-    few = partial(build_demo_dataset, train=14, test_good=2, test_per_type=1, size=64)
+    few = partial(build_demo_dataset, train=14, test_good=2, test_per_type=1, validation=3, size=64)
     monkeypatch.setattr("adtr.demo.run.build_demo_dataset", few)
 
 
@@ -60,7 +60,10 @@ def test_the_page_shows_every_test_image_and_some_good_ones(tmp_path: Path, caps
     assert addresses(page) == panels | samples
     text = page.read_text("utf-8")
     assert "adtr on gravel" in text
-    config, calibration, _ = read_metadata(output / "model")
+    config, calibration, metadata = read_metadata(output / "model")
+    assert (metadata["training"]["images"], calibration.images) == (14, 3)
+    assert "of 2 good images" in text
+    assert "at most 25.0% promised" in text
     assert config.training.seed == 3
     assert f"above {calibration.thresholds(0.01).image:.4g}" in text
     assert adtr("evaluate", output / "model", output / "data") == 0

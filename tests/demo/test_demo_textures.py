@@ -12,7 +12,7 @@ from adtr.errors import AdtrError, ConfigError, DataError
 
 pytest.importorskip("skimage")
 
-SMALL: dict[str, Any] = {"train": 4, "test_good": 2, "test_per_type": 1, "patch": 64, "size": 96}
+SMALL: dict[str, Any] = {"train": 4, "test_good": 2, "test_per_type": 1, "validation": 3, "patch": 64, "size": 96}
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -28,9 +28,16 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_layout_is_mvtecs(built: Path) -> None:
     expected = {f"train/good/{i:03d}.png" for i in range(4)} | {"test/good/000.png", "test/good/001.png"}
-    expected |= {f"test/{name}/000.png" for name in DEFECTS}
+    expected |= {f"validation/good/{i:03d}.png" for i in range(3)} | {f"test/{name}/000.png" for name in DEFECTS}
     expected |= {f"ground_truth/{name}/000_mask.png" for name in DEFECTS}
     assert set(files(built)) == expected
+
+
+def test_without_validation_images_there_is_no_folder_and_nothing_else_changes(built: Path, tmp_path: Path) -> None:
+    build_demo_dataset(tmp_path / "without", **{**SMALL, "validation": 0})
+    expected = {name: content for name, content in files(built).items() if not name.startswith("validation/")}
+    assert files(tmp_path / "without") == expected
+    assert not (tmp_path / "without/validation").exists()
 
 
 def test_images_are_rgb_and_masks_are_black_and_white(built: Path) -> None:
@@ -55,8 +62,11 @@ def test_defects_are_planted_where_the_masks_say(built: Path) -> None:
     # The plan of the crops is the first thing drawn from the seed, so it can be drawn again here.
     crop_rng = np.random.default_rng(0).spawn(1)[0]
     photograph = load_photograph("brick")
-    crops = plan_crops(512, 512, side=64, train=4, test=2 + len(DEFECTS), rng=crop_rng)[1]
-    for crop, name in zip(crops[2:], DEFECTS, strict=True):
+    crops = plan_crops(512, 512, side=64, train=4, test=2 + len(DEFECTS) + 3, rng=crop_rng)[1]
+    for i, crop in enumerate(crops[2 + len(DEFECTS) :]):  # chosen as the test patches are
+        held_out = np.asarray(Image.open(built / f"validation/good/{i:03d}.png"))
+        np.testing.assert_array_equal(held_out, crop.cut(photograph, 96))
+    for crop, name in zip(crops[2 : 2 + len(DEFECTS)], DEFECTS, strict=True):
         good = crop.cut(photograph, 96).astype(int)
         change = np.abs(np.asarray(Image.open(built / "test" / name / "000.png")) - good).max(axis=2)
         mask = np.asarray(Image.open(built / "ground_truth" / name / "000_mask.png")) > 0
@@ -107,6 +117,7 @@ def test_every_texture_is_in_the_wheel(texture: str) -> None:
         ({"patch": 171}, "patch must be in 1..170"),
         ({"patch": 0}, "patch must be in 1..170"),
         ({"train": 0}, "train must be 1 or more, not 0"),
+        ({"validation": -1}, "validation must be 0 or more, not -1"),
         ({"seed": -1}, "seed must be 0 or more, not -1"),
     ],
 )

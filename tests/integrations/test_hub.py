@@ -129,7 +129,8 @@ def test_a_folder_for_others_is_a_model_folder(detector: AnomalyDetector, datase
 def test_nothing_tells_of_the_machine_or_of_the_images(dataset: Path, tmp_path: Path) -> None:
     from conftest import SMALL
 
-    fitted = AnomalyDetector(**SMALL, max_steps=2).fit(dataset, keep_features=True)
+    fitted = AnomalyDetector(**SMALL, max_steps=2).fit(dataset, held_out=dataset / "test/good", keep_features=True)
+    assert str(dataset / "test/good") in json.dumps(fitted.metadata_)
     assert str(dataset) in json.dumps(fitted.metadata_)
     fitted.metadata_["improvements"] = [
         {"notes": [f"{dataset}/x.png"], "hashes": [], "learned": {"dark": 2}, "sources": ["labelled"]}
@@ -146,6 +147,7 @@ def test_nothing_tells_of_the_machine_or_of_the_images(dataset: Path, tmp_path: 
     with pytest.raises(AdtrError, match="--good"):
         pulled.good_sources()
     assert fitted.metadata_["data"]["path"] == str(dataset.resolve())  # its own stays as it was
+    assert fitted.metadata_["data"]["held_out_path"] is not None
 
 
 def test_unfitted_has_nothing_to_share(tmp_path: Path) -> None:

@@ -57,6 +57,20 @@ def test_the_contradiction_is_named(found: Audit) -> None:
     ]
 
 
+def test_held_out_images_are_ranked_too_and_may_not_be_copies_of_training_images(dataset: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(dataset, tmp_path / "discs"))
+    (folder / "validation/good").mkdir(parents=True)
+    shutil.copy(folder / "train/good/003.png", folder / "validation/good/copy.png")
+    Image.fromarray(defect_image(np.random.default_rng(5))[0]).save(folder / "validation/good/defect.png")
+    audit = adtr.audit(folder, **SMALL)
+    assert (len(audit.images), Path(audit.images[0].name).name) == (26, "defect.png")
+    assert [(Path(m.name).name, m.part) for m in audit.copies[0].members] == [
+        ("003.png", "train"),
+        ("copy.png", "validation"),
+    ]
+    assert (audit.copies[0].kind, audit.copies[0].identical) == ("leak", True)
+
+
 def test_the_record_is_plain(found: Audit) -> None:
     record = found.to_dict()
     assert record["images"][0] == {

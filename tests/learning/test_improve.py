@@ -232,6 +232,31 @@ def test_new_good_images_are_dealt_out_and_old_ones_keep_their_side(detector: An
     assert 11 <= data["held_out"] <= 10 + 15
 
 
+def test_what_was_chosen_to_be_held_out_stays_so_and_new_images_are_not_dealt_out(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "discs", train=14, test=2, validation=4)
+    fitted = AnomalyDetector(**{**SMALL, "epochs": 1}).fit(data, keep_features=True)
+    chosen = fitted.metadata_["data"]["held_out_hashes"]
+    for features in (fitted.features_, None):  # those kept, or those of the images, which are found again
+        fitted.features_ = features
+        better = fitted.improve(synthetic=["scar"], **FEW_STEPS)
+        assert better.metadata_["data"]["held_out_hashes"] == chosen
+        assert better.calibration_.images == 4
+    rng = np.random.default_rng(50)
+    more = [*fitted.good_sources(), *(good_image(rng) for _ in range(10))]
+    better = fitted.improve(synthetic=["scar"], good=more, **FEW_STEPS)
+    assert (better.metadata_["data"]["images"], better.metadata_["data"]["held_out_hashes"]) == (28, chosen)
+    for i in range(3):
+        Image.fromarray(good_image(rng)).save(data / f"validation/good/new-{i}.png")
+        Image.fromarray(good_image(rng)).save(data / f"train/good/new-{i}.png")
+    shutil.move(data / "validation/good/000.png", data / "train/good/was-held-out.png")
+    better = fitted.improve(synthetic=["scar"], good=data, **FEW_STEPS)
+    new = [content_hash(data / f"validation/good/new-{i}.png") for i in range(3)]
+    assert sorted(better.metadata_["data"]["held_out_hashes"]) == sorted([*chosen, *new])
+    shutil.rmtree(data / "validation")
+    with pytest.raises(DataError, match=r"validation/good is not there any more\); give them with --good"):
+        fitted.improve(synthetic=["scar"], **FEW_STEPS)
+
+
 def test_what_was_learned_once_is_never_judged(detector: AnomalyDetector, dataset: Path, tmp_path: Path) -> None:
     """Also where `improve` was given other good images than `fit`, and again after it was saved."""
     folder = write_dataset(tmp_path / "other", train=14, test=3, seed=77)

@@ -65,6 +65,17 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("in_this_process")
+def test_what_is_held_out_is_verified_too(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    held_out = ("--held-out", str(dataset / "test/good"))
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", str(dataset), "-o", str(tmp_path / "model"), *FLAGS, "--epochs", "1", "--verify", *held_out])
+    assert stop.value.code == 0
+    said = capsys.readouterr().err
+    assert said.startswith("verified: two trainings of 10 steps on 32 images, in processes of their own, agree")
+    assert "trained on 24 images" in said
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_fit_tells_and_remembers_what_it_verified(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

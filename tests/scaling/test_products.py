@@ -92,6 +92,20 @@ def test_what_can_be_fitted_is_fitted_and_only_what_changed_again(
     assert AnomalyDetector.load(output / "models/disc").config.training.epochs == 1
 
 
+def test_a_product_may_choose_what_is_held_out(root: Path, tmp_path: Path) -> None:
+    order = Order(root=root, output=tmp_path / "out", overrides={**FAST, "epochs": 1})
+    (root / "disc/validation/good").mkdir(parents=True)
+    for i in (0, 1, 2):
+        shutil.move(root / f"disc/train/good/00{i}.png", root / f"disc/validation/good/00{i}.png")
+    first = fit_product(order, "disc")
+    assert (first["error"], first["images"], first["test_images"]) == (None, 10, 6)
+    assert first["promised_rate"] == pytest.approx(1 / 4)
+    shutil.move(root / "disc/validation/good/002.png", root / "disc/train/good/002.png")
+    second = fit_product(order, "disc")
+    assert second["stamp"] != first["stamp"]
+    assert (second["images"], second["promised_rate"]) == (10, pytest.approx(1 / 3))
+
+
 def test_a_product_that_was_cut_goes_on_from_its_checkpoint(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

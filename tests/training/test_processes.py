@@ -83,10 +83,17 @@ def work(fabric: Fabric, folder: Path) -> None:
     }
     if fabric.is_global_zero:
         save_file({"features": detector.features_.clone()}, folder / "features.safetensors")
+    found["held out"] = _by_choice(folder, fabric=fabric).calibration_.image_scores
     detector = AnomalyDetector.load(folder / "model")
     better = detector.improve(folder / "discs/test/dark", fabric=fabric, **IMPROVE)
     found["improve"] = {"losses": better.improvement_.losses, "after": better.improvement_.after.image_auroc}
     (folder / f"{fabric.global_rank}.json").write_text(json.dumps(found))
+
+
+def _by_choice(folder: Path, **options: Any) -> AnomalyDetector:  # noqa: ANN401
+    """Fitted to all good images that can be read, with the good test images held out."""
+    held_out = folder / "discs/test/good"
+    return AnomalyDetector(**FIT).fit(folder / "discs", held_out=held_out, on_error="skip", **options)
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +170,13 @@ def test_a_detector_that_two_have_fitted_is_that_of_one(one: dict[str, Any], two
     assert two[0]["fit"]["scores"] == two[1]["fit"]["scores"]
     assert two[0]["fit"]["losses"] == pytest.approx(detector.metadata_["training"]["losses"], rel=RTOL)
     assert two[0]["fit"]["scores"] == pytest.approx(detector.calibration_.image_scores, rel=1e-3)
+
+
+def test_both_hold_out_what_was_chosen(one: dict[str, Any], two: list[dict[str, Any]]) -> None:
+    detector = _by_choice(one["folder"])
+    assert detector.metadata_["training"]["images"] == 39
+    assert len(two[0]["held out"]) == 8
+    assert two[0]["held out"] == two[1]["held out"] == pytest.approx(detector.calibration_.image_scores, rel=1e-3)
 
 
 def test_improving_together(one: dict[str, Any], two: list[dict[str, Any]]) -> None:

@@ -38,6 +38,12 @@ if TYPE_CHECKING:
 @click.option("--preset", metavar="NAME", help="A named configuration; `adtr presets` lists them.  [default: quick]")
 @config_option
 @weights_option
+@click.option(
+    "--held-out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Good images that set the thresholds; all of DATA then trains.  [default: validation/good/, or part of DATA]",
+)
 @click.option("--store-backbone", is_flag=True, help="Put the backbone's weights into the model folder.")
 @click.option("--keep-features", is_flag=True, help="Put the good images' features into the model, for `adtr improve`.")
 @device_option
@@ -58,6 +64,7 @@ def command(
     preset: str | None,
     config_file: Path | None,
     backbone_weights: str | None,
+    held_out: Path | None,
     store_backbone: bool,
     keep_features: bool,
     device: str,
@@ -73,7 +80,8 @@ def command(
     """Learn what good looks like.
 
     DATA holds good images: a folder with train/good/ (MVTec's layout), a folder with good/ beside defect folders, or
-    good images directly inside.
+    good images directly inside. A part of them is held out of training to set the thresholds, unless --held-out, or
+    validation/good/ beside them, holds other good images for that.
 
     The same images, configuration, seed, machine and number of threads give the same model to the bit. --verify proves
     it for yours, in about the time of twenty steps and two starts, stops where it does not hold, and is remembered in
@@ -98,10 +106,11 @@ def command(
         from adtr.detector import AnomalyDetector
 
         detector = AnomalyDetector(preset, device=device, backbone_weights=backbone_weights, **overrides)
-        verified = _verify(detector, dataset, on_error, quiet=quiet) if verify else None
+        verified = _verify(detector, dataset, held_out, on_error, quiet=quiet) if verify else None
         with progress_on_stderr(quiet or not first) as progress:
             detector.fit(
                 dataset,
+                held_out=held_out,
                 on_error=on_error,
                 keep_features=keep_features,
                 work_folder=work,
@@ -134,13 +143,15 @@ def command(
     say(f"saved {output}; next: adtr predict {output} IMAGES...", quiet=quiet)
 
 
-def _verify(detector: AnomalyDetector, dataset: Dataset, on_error: OnError, *, quiet: bool) -> Repetition:
-    from adtr.data.sources import training_sources
+def _verify(
+    detector: AnomalyDetector, dataset: Dataset, held_out: Path | None, on_error: OnError, *, quiet: bool
+) -> Repetition:
+    from adtr.data.sources import good_sources
     from adtr.learning.repetition import repeat
 
-    sources, _ = training_sources(dataset)
+    good = good_sources(dataset, held_out)
     weights = detector.backbone_weights
-    found = repeat(detector.config, sources, device=detector.device, backbone_weights=weights, on_error=on_error)
+    found = repeat(detector.config, good, device=detector.device, backbone_weights=weights, on_error=on_error)
     if found.different:
         raise AdtrError(f"{found.describe()}; nothing was trained; without --verify it would be")
     say(found.describe(), quiet=quiet)

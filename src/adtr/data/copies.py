@@ -38,7 +38,7 @@ class Member:
 
     source: object
     """What it was read from."""
-    part: Literal["train", "test"]
+    part: Literal["train", "validation", "test"]
     label: str
     """Its defect type, or "good"."""
 
@@ -60,7 +60,8 @@ class Copies:
     def kind(self) -> Kind:
         """What is wrong with them, the worst first.
 
-        "contradiction": they bear several labels. "leak": some train and some test. "duplicate": neither.
+        "contradiction": they bear several labels. "leak": they lie in several parts, such as training and test.
+        "duplicate": neither.
         """
         if len({member.label for member in self.members}) > 1:
             return "contradiction"
@@ -73,10 +74,11 @@ class Copies:
 
 
 def members_of(sources: Sequence[object], dataset: Dataset | None) -> list[Member]:
-    """The training images, and the test images where there are some."""
-    test = dataset.test if dataset is not None else []
+    """The training images, and the validation and test images where there are some."""
+    validation, test = (dataset.validation, dataset.test) if dataset is not None else ([], [])
     return [
         *(Member(source=source, part="train", label=GOOD) for source in sources),
+        *(Member(source=sample.path, part="validation", label=GOOD) for sample in validation),
         *(Member(source=sample.path, part="test", label=sample.defect_type) for sample in test),
     ]
 

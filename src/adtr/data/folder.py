@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from adtr.data.images import IMAGE_SUFFIXES
@@ -13,6 +13,7 @@ from adtr.files import file_sha256
 GOOD = "good"
 GOOD_NAMES = ("good", "ok", "normal")
 MASK_FOLDERS = ("ground_truth", "masks")
+VALIDATION = "validation"
 _RESERVE_EVERY = 5
 
 
@@ -38,13 +39,14 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """The images of one product; no image is in both lists.
+    """The images of one product; no file is in two of the lists.
 
     Attributes:
         root: The folder.
         layout: "mvtec", "good-folder" or "plain"; see `open_dataset`.
         train: Good images to learn from; may be empty.
         test: Images to evaluate on, the good ones first, then by defect type; may be empty.
+        validation: Good images that are held out of training to set the thresholds; empty where nobody chose them.
         note: One sentence on how many good images were reserved for testing, if that was decided here.
     """
 
@@ -52,6 +54,7 @@ class Dataset:
     layout: str
     train: list[Sample]
     test: list[Sample]
+    validation: list[Sample] = field(default_factory=list)
     note: str | None = None
 
     @property
@@ -69,6 +72,8 @@ def open_dataset(root: str | os.PathLike[str], *, reserve: bool = True) -> Datas
        in the order of the SHA-256 of its file name, is reserved for testing; the same files always give the same split.
     3. "plain": images directly inside, all good.
 
+    In any of them `validation/good/` may hold good images that set the thresholds, as in MVTec LOCO AD and MVTec AD 2.
+
     The mask of `x.png` is `x_mask.*` or else `x.*`, with any image suffix; beside the images only `x_mask.*`, which is
     then no sample itself. Where several match, the first in sorted order is taken.
 
@@ -84,7 +89,7 @@ def open_dataset(root: str | os.PathLike[str], *, reserve: bool = True) -> Datas
     _scan(root)  # fails with the right message if this is no readable folder
     for dataset in (_open_mvtec(root), _open_good_folder(root, reserve=reserve), _open_plain(root)):
         if dataset.train or dataset.test:
-            return dataset
+            return replace(dataset, validation=_good_in(root / VALIDATION))
     raise DataError(
         f"no images found in {root}: expected train/good/ or test/, good/ (or ok/, normal/), or images directly inside "
         f"({', '.join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))})"
@@ -157,7 +162,6 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def _open_mvtec(root: Path) -> Dataset:
-    train = root / "train" / GOOD
     test: list[Sample] = []
     if (root / "test").is_dir():
         for folder in sorted(subfolders(root / "test"), key=lambda folder: (folder.name != GOOD, folder.name)):
@@ -166,7 +170,7 @@ def _open_mvtec(root: Path) -> Dataset:
     return Dataset(
         root=root,
         layout="mvtec",
-        train=_samples(list_images(train), GOOD) if train.is_dir() else [],
+        train=_good_in(root / "train"),
         test=test,
     )
 
@@ -199,6 +203,12 @@ def _open_good_folder(root: Path, *, reserve: bool) -> Dataset:
 
 def _open_plain(root: Path) -> Dataset:
     return Dataset(root=root, layout="plain", train=_samples(list_images(root), GOOD), test=[])
+
+
+def _good_in(folder: Path) -> list[Sample]:
+    """The images of its `good/`; none where there is no such folder."""
+    good = folder / GOOD
+    return _samples(list_images(good), GOOD) if good.is_dir() else []
 
 
 def _samples(images: Iterable[Path], defect_type: str, masks: Iterable[dict[str, Path]] = ()) -> list[Sample]:

@@ -4,12 +4,13 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from adtr.data.datasets import DatasetImages, good_images, is_dataset
-from adtr.data.folder import Dataset, content_hash, list_images, open_dataset
+from adtr.data.folder import GOOD, VALIDATION, Dataset, content_hash, list_images, open_dataset
 from adtr.data.loading import LoadedImage
 from adtr.errors import AdtrError, DataError
 
@@ -42,8 +43,62 @@ def as_sources(images: object) -> Sequence[object]:
     return sources
 
 
-def training_sources(images: object) -> tuple[Sequence[object], Path | None]:
-    """Good images, and the folder if they came from one.
+class GoodSources(Sequence[object]):
+    """Good images: those that train, then those that somebody chose to set the thresholds; read when asked for.
+
+    Args:
+        training: in any form that `read_image` accepts.
+        root: the folder that they came from, if there is one.
+        held_out: the chosen ones; None where they are to be drawn among the others.
+        held_out_root: the folder that the chosen ones came from, if there is one.
+    """
+
+    def __init__(
+        self,
+        training: Sequence[object],
+        root: Path | None = None,
+        held_out: Sequence[object] | None = None,
+        held_out_root: Path | None = None,
+    ) -> None:
+        self.training, self.root = training, root
+        self.held_out, self.held_out_root = held_out, held_out_root
+
+    def __len__(self) -> int:
+        return len(self.training) + len(self.held_out or ())
+
+    @overload
+    def __getitem__(self, index: int) -> object: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[object]: ...
+    def __getitem__(self, index: int | slice) -> object:
+        """One image, or several."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        i = range(len(self))[index]
+        if i < len(self.training):
+            return self.training[i]
+        assert self.held_out is not None
+        return self.held_out[i - len(self.training)]
+
+    def chosen(self, indices: Sequence[int] | None = None) -> list[int] | None:
+        """The places of the chosen ones among all images, or among those of `indices`; None where they are drawn."""
+        if self.held_out is None:
+            return None
+        indices = range(len(self)) if indices is None else indices
+        return [place for place, i in enumerate(indices) if i >= len(self.training)]
+
+    @property
+    def is_found_again(self) -> bool:
+        """Whether the folders tell of all the images."""
+        return self.root is not None and (self.held_out is None or self.held_out_root is not None)
+
+
+def good_sources(images: object, held_out: object = None) -> GoodSources:
+    """Good images, those that set the thresholds among them, where somebody chose them.
+
+    Args:
+        images: a data set or its folder, whose `validation/good/` is held out; or good images.
+        held_out: good images to hold out in place of those; of a data set's folder its good training images.
 
     Raises:
         DataError: there is none.
@@ -52,12 +107,20 @@ def training_sources(images: object) -> tuple[Sequence[object], Path | None]:
     if isinstance(images, str | os.PathLike) and not Path(images).is_file():
         dataset = open_dataset(images)
     if dataset is None:
-        return good_images(images) if is_dataset(images) else as_sources(images), None
-    if not dataset.train:
+        good = GoodSources(good_images(images) if is_dataset(images) else as_sources(images))
+    elif not dataset.train:
         raise DataError(
             f"no good images to learn from in {dataset.root}: expected train/good/, good/, or images inside"
         )
-    return [sample.path for sample in dataset.train], dataset.root
+    else:
+        good = GoodSources([sample.path for sample in dataset.train], dataset.root)
+    if held_out is not None:
+        chosen = good_sources(held_out)
+        return GoodSources(good.training, good.root, chosen.training, chosen.root)
+    if dataset is not None and dataset.validation:
+        chosen_paths = [sample.path for sample in dataset.validation]
+        return GoodSources(good.training, good.root, chosen_paths, dataset.root / VALIDATION / GOOD)
+    return good
 
 
 def labelled_good(sources: Sequence[object], y: ArrayLike) -> Sequence[object]:

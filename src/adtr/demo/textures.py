@@ -86,14 +86,17 @@ def build_demo_dataset(
     train: int = 80,
     test_good: int = 12,
     test_per_type: int = 6,
+    validation: int = 20,
     patch: int = 128,
     size: int = 256,
 ) -> None:
-    """Write `train/good`, `test/good`, `test/<defect>` and `ground_truth/<defect>` under a folder.
+    """Write `train/good`, `validation/good`, `test/good`, `test/<defect>` and `ground_truth/<defect>` under a folder.
 
     Training and test patches come from disjoint regions of the photograph: no pixel of a test patch, good or defective,
-    is ever in a training patch (see `plan_crops`). The defects are drawn (see `adtr.demo.defects`), all else is
-    photographed. The same arguments give the same bytes. The folder appears when it is complete.
+    is ever in a training patch (see `plan_crops`). The validation patches, which set the thresholds, are chosen as the
+    test patches are: nothing but chance sets the one apart from the other, so that the promise holds. The defects are
+    drawn (see `adtr.demo.defects`), all else is photographed. The same arguments give the same bytes. The folder
+    appears when it is complete.
 
     Args:
         root: a folder that does not exist yet or is empty.
@@ -102,6 +105,7 @@ def build_demo_dataset(
         train: number of good training images.
         test_good: number of good test images.
         test_per_type: number of test images per kind of defect.
+        validation: number of good images that set the thresholds; 0: no such folder.
         patch: side of a crop in pixels of the photograph.
         size: side of the written images in pixels.
 
@@ -115,6 +119,7 @@ def build_demo_dataset(
         ("train", train, 1),
         ("test_good", test_good, 1),
         ("test_per_type", test_per_type, 1),
+        ("validation", validation, 0),
         ("size", size, 64),
     ):
         if value < least:
@@ -126,12 +131,16 @@ def build_demo_dataset(
     # Every kind of defect has its own generator: a change to one kind leaves the others as they are.
     crop_rng, *defect_rngs = np.random.default_rng(seed).spawn(1 + len(DEFECTS))
     test = test_good + test_per_type * len(DEFECTS)
-    train_crops, test_crops = plan_crops(*photograph.shape[:2], side=patch, train=train, test=test, rng=crop_rng)
+    train_crops, others = plan_crops(
+        *photograph.shape[:2], side=patch, train=train, test=test + validation, rng=crop_rng
+    )
 
     with replace_folder(root) as draft:
         for i, crop in enumerate(train_crops):
             _write_png(draft / "train" / "good" / f"{i:03d}.png", crop.cut(photograph, size))
-        waiting = iter(test_crops)
+        for i, crop in enumerate(others[test:]):
+            _write_png(draft / "validation" / "good" / f"{i:03d}.png", crop.cut(photograph, size))
+        waiting = iter(others)
         for i in range(test_good):
             _write_png(draft / "test" / "good" / f"{i:03d}.png", next(waiting).cut(photograph, size))
         for (name, draw), rng in zip(DEFECTS.items(), defect_rngs, strict=True):

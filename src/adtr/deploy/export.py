@@ -221,7 +221,7 @@ def _record(
     thresholds = exported.thresholds
     return {
         **detector.metadata_,
-        "data": {**detector.metadata_["data"], "path": None},
+        "data": {**detector.metadata_["data"], "path": None, "held_out_path": None},
         "format": FORMAT,
         "config": detector.fitted_config_.to_dict(),
         "calibration": asdict(calibration),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from adtr.config import Config
 from adtr.data.images import read_image, resize
+from adtr.data.sources import GoodSources
 from adtr.data.synthetic import confetti
 from adtr.detector import AnomalyDetector
 from adtr.errors import AdtrError
@@ -109,8 +110,7 @@ def _detector(request: Request, subject: Subject, progress: Progress) -> Anomaly
         return detector
     learned = fit(
         config,
-        subject.train,
-        subject.root,
+        GoodSources(subject.train, subject.root),
         device=request.device,
         backbone_weights=weights,
         reader=SharedReader(progress=progress),

@@ -230,6 +230,7 @@ def _train(
     request: Request, subject: Subject, config: Config, row: Row, reader: SharedReader, folder: Path
 ) -> tuple[AnomalyDetector, Record]:
     """The trained detector of a row, and what its training tells of itself."""
+    from adtr.data.sources import GoodSources
     from adtr.detector import AnomalyDetector
     from adtr.experiments.identity import Trace
     from adtr.learning.fit import fit
@@ -241,8 +242,7 @@ def _train(
         trace = Trace(subject, reader, config) if request.plan.traced else None
         learned = fit(
             config,
-            subject.train,
-            subject.root,
+            GoodSources(subject.train, subject.root),
             device=request.device,
             backbone_weights=weights,
             reader=reader,

@@ -154,7 +154,7 @@ class Shareable:
 
 def without_paths(metadata: dict[str, Any]) -> dict[str, Any]:
     """A model's metadata without what tells of the machine that it was made on: paths, and remarks on files."""
-    public = {**metadata, "data": {**metadata["data"], "path": None}}
+    public = {**metadata, "data": {**metadata["data"], "path": None, "held_out_path": None}}
     if "improvements" in metadata:
         public["improvements"] = [{**past, "notes": []} for past in metadata["improvements"]]
     return public

@@ -19,7 +19,7 @@ from adtr.config import Config, load_preset
 from adtr.data.copies import Copies, Kind, find_copies, members_of
 from adtr.data.folder import Dataset, open_dataset
 from adtr.data.loading import SkippedImage
-from adtr.data.sources import training_sources
+from adtr.data.sources import good_sources
 from adtr.device import choose_device, choose_precision
 from adtr.errors import DataError, OnError
 from adtr.learning.learned import Reader
@@ -108,7 +108,7 @@ def audit(
 
     Args:
         images: a data set's folder, or good images in any form that `AnomalyDetector.fit` accepts. Copies are sought
-            among a data set's test images too.
+            among a data set's test images too. Images in `validation/good/` are ranked with the others.
         preset: a named configuration, whose embedding is used.
         device: see `AnomalyDetector`.
         backbone_weights: see `AnomalyDetector`.
@@ -125,7 +125,7 @@ def audit(
     dataset = images if isinstance(images, Dataset) else None
     if isinstance(images, str | os.PathLike) and not Path(images).is_file():
         dataset = open_dataset(images)
-    sources, _ = training_sources(dataset or images)
+    sources = good_sources(dataset or images)
     if len(sources) < FEWEST:
         raise DataError(f"{len(sources)} good images are too few to compare with each other; give at least {FEWEST}")
     reader = Reader(on_error=on_error, progress=progress or Silent())
@@ -134,7 +134,7 @@ def audit(
     embedded = reader.embed(network, sources)
     scores, maps = rank(embedded.cache, config, chosen, reader.progress)
     typical = Calibration.of(scores, maps)
-    members = members_of(sources, dataset)
+    members = members_of(sources.training, dataset)
     copies = find_copies(members, on_error=on_error, skipped=reader.skipped, progress=progress)
     return Audit(
         images=[

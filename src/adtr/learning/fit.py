@@ -19,7 +19,9 @@ import torch
 import adtr
 from adtr.calibration import Calibration, split_holdout
 from adtr.config import Config
+from adtr.data.sources import GoodSources
 from adtr.device import choose_device, choose_precision
+from adtr.errors import DataError
 from adtr.learning.cross_fitting import cross_fit, train_on_good
 from adtr.learning.learned import Learned, Reader
 from adtr.model.network import ADTR
@@ -36,8 +38,7 @@ Observer = Callable[[ADTR, int], None]
 
 def fit(
     config: Config,
-    sources: Sequence[object],
-    root: Path | None,
+    good: GoodSources,
     *,
     device: str,
     backbone_weights: str | os.PathLike[str] | None,
@@ -52,8 +53,7 @@ def fit(
 
     Args:
         config: the whole configuration.
-        sources: good images, in any form that `read_image` accepts.
-        root: the folder that they came from, if there is one.
+        good: the images.
         device: by name; see `choose_device`. The reader's Fabric, where it has one, has its own.
         backbone_weights: see `create_backbone`.
         reader: reads the images.
@@ -64,24 +64,28 @@ def fit(
         tracker: told of the losses; not of those of the folds.
 
     Raises:
-        DataError: too few images, or unreadable ones.
-        ConfigError: the backbone or its weights cannot be had.
+        DataError: too few images, unreadable ones, or one that is both trained on and held out.
+        ConfigError: the backbone or its weights cannot be had, or images are chosen to be held out and folds asked for.
         ModelError: the checkpoint belongs to another run.
     """
     started = time.perf_counter()
     seed = config.training.seed
-    split_holdout(len(sources), config.calibration, seed)  # too few images fail before any work
+    split_holdout(len(good), config.calibration, seed, good.chosen())  # too few images fail before any work
     fabric = reader.fabric
     chosen = fabric.device if fabric else choose_device(device)
     precision = fabric_precision(fabric) if fabric else choose_precision(config.training.precision, chosen)
     torch.manual_seed(seed)
     network = ADTR(config, backbone_weights).place(chosen, precision)
-    embedded = reader.embed(network, sources)
+    embedded = reader.embed(network, good)
+    held_out = good.chosen(embedded.indices)
+    _check_apart(good, embedded.indices, embedded.hashes, held_out or [])
     return learn(
         network,
         embedded.cache,
         embedded.hashes,
-        root,
+        good.root,
+        held_out=held_out,
+        held_out_root=good.held_out_root,
         reader=reader,
         keep_features=keep_features,
         work_folder=work_folder,
@@ -98,6 +102,8 @@ def learn(
     hashes: list[str],
     root: Path | None,
     *,
+    held_out: Sequence[int] | None = None,
+    held_out_root: Path | None = None,
     reader: Reader,
     keep_features: bool,
     work_folder: Path | None,
@@ -112,7 +118,9 @@ def learn(
         network: untrained; is trained in place.
         cache: features of the good images; is closed unless they are kept.
         hashes: of the images' contents, in the same order.
-        root: see `fit`.
+        root: the folder that they came from, if there is one.
+        held_out: which of them set the thresholds, where somebody chose them; see `split_holdout`.
+        held_out_root: the folder that the chosen ones came from, if there is one.
         reader: read the images.
         keep_features: see `fit`.
         work_folder: see `fit`.
@@ -126,7 +134,7 @@ def learn(
         ModelError: the checkpoint belongs to another run.
     """
     config, chosen, fabric = network.config, network.feature_mean.device, reader.fabric
-    training, held_out = split_holdout(len(cache), config.calibration, config.training.seed)
+    training, held = split_holdout(len(cache), config.calibration, config.training.seed, held_out)
     embedding_seconds = time.perf_counter() - started
     data_fingerprint = hashlib.sha256("".join(hashes).encode()).hexdigest()
     how: dict[str, Any] = {
@@ -142,7 +150,7 @@ def learn(
     after_step = partial(observer, network) if observer is not None else None
     record = train_on_good(network, cache, training, config.training, after_step=after_step, tracker=tracker, **how)
     if not folds:
-        scores, maps = score_cached(network, cache, torch.from_numpy(held_out), fabric)
+        scores, maps = score_cached(network, cache, torch.from_numpy(held), fabric)
     features = cache.features[: len(cache)] if keep_features else None
     if not keep_features:
         cache.close()
@@ -154,12 +162,14 @@ def learn(
         "data": {
             "folder": root.name if root else None,
             "path": str(root.resolve()) if root else None,
+            "held_out_path": str(held_out_root.resolve()) if held_out_root else None,
+            "held_out_chosen": held_out is not None,
             "images": len(hashes),
             "skipped": len(reader.skipped),
-            "held_out": 0 if folds else len(held_out),
+            "held_out": 0 if folds else len(held),
             "fingerprint": data_fingerprint,
             "image_hashes": hashes,
-            "held_out_hashes": [] if folds else [hashes[i] for i in held_out],
+            "held_out_hashes": [] if folds else [hashes[i] for i in held],
         },
         "training": {
             **asdict(record),
@@ -171,3 +181,20 @@ def learn(
     }
     calibration = Calibration.of(scores, maps, folds=folds)
     return Learned(network=network, calibration=calibration, metadata=metadata, features=features)
+
+
+def _check_apart(good: GoodSources, indices: Sequence[int], hashes: Sequence[str], held_out: Sequence[int]) -> None:
+    """No image that sets the thresholds may train too: it would score too low, and they would be too low with it.
+
+    Raises:
+        DataError: one does.
+    """
+    training = {digest for i, digest in zip(indices, hashes, strict=True) if i < len(good.training)}
+    both = [indices[row] for row in held_out if hashes[row] in training]
+    if both:
+        first = good[both[0]]
+        name = first if isinstance(first, str | os.PathLike) else "one that came from memory"
+        raise DataError(
+            f"{len(both)} of {len(held_out)} held-out images are trained on too, such as {name}; leave them out of one "
+            "of the two sets"
+        )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from adtr.data.folder import content_hash
 from adtr.data.images import read_image, resize
-from adtr.data.sources import training_sources
+from adtr.data.sources import good_sources
 from adtr.errors import DataError
 from adtr.learning.learned import Reader
 from adtr.model.network import ADTR
@@ -73,7 +73,8 @@ def gather_good(
 ) -> tuple[GoodImagesAtHand, list[str]]:
     """The good images, by default those of the fit, without what is labelled as an anomaly now; and remarks.
 
-    What was held out by the fit stays held out; images that it did not know are dealt out by their contents.
+    What was held out by the fit stays held out. Images that it did not know are dealt out by their contents, unless
+    the fit, or who gives them, chose what to hold out: then only what is chosen now is.
 
     Args:
         detector: whose good images they are.
@@ -87,25 +88,29 @@ def gather_good(
         DataError: they are not at hand, or too few are left.
     """
     data = detector.metadata_["data"]
-    sources = training_sources(good)[0] if good is not None else None
-    if sources is None and (pictures or detector.features_ is None):
-        sources = detector.good_sources()
+    given = good_sources(good) if good is not None else None
+    if given is None and (pictures or detector.features_ is None):
+        given = detector.good_sources()
+    sources: Sequence[object] | None = given
     features = detector.features_
     if features is not None and (sources is None or _hashes(sources) == data["image_hashes"]):
-        cache, hashes = FeatureCache.of(features), list(data["image_hashes"])
+        cache, hashes, chosen = FeatureCache.of(features), list(data["image_hashes"]), None
     else:
-        assert sources is not None
-        embedded = reader.embed(network, sources, stage="good images")
-        cache, hashes = embedded.cache, embedded.hashes
-        sources = [sources[i] for i in embedded.indices]
+        assert given is not None
+        embedded = reader.embed(network, given, stage="good images")
+        cache, hashes, chosen = embedded.cache, embedded.hashes, given.chosen(embedded.indices)
+        sources = [given[i] for i in embedded.indices]
 
     held_before, known = set(data["held_out_hashes"]), set(data["image_hashes"])
-    share = network.config.calibration.holdout
+    chosen_now = {hashes[i] for i in chosen or []}
+    drawn = chosen is None and not data.get("held_out_chosen")
+    share = network.config.calibration.holdout if drawn else 0
     training: list[int] = []
     held_out: list[int] = []
     for i, digest in enumerate(hashes):
         if digest not in marked:
-            is_held = digest in held_before if digest in known else int(digest, 16) / 16 ** len(digest) < share
+            new = digest in chosen_now or int(digest, 16) / 16 ** len(digest) < share
+            is_held = digest in held_before if digest in known else new
             (held_out if is_held else training).append(i)
     if not training or len(held_out) < 2:
         raise DataError(

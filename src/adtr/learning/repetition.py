@@ -110,13 +110,13 @@ def short_fit(
     on_error: OnError,
 ) -> tuple[Arrays, int]:
     """Train, and give all numbers that came of it ("features", "weights.*", "scores.*"), and the steps."""
+    from adtr.data.sources import GoodSources
     from adtr.learning.fit import fit
     from adtr.learning.learned import Reader
 
     learned = fit(
         config,
-        sources,
-        None,
+        GoodSources(sources),
         device=device,
         backbone_weights=backbone_weights,
         reader=Reader(on_error=on_error),

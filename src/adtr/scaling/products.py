@@ -94,7 +94,8 @@ def stamp_of(order: Order, dataset: Dataset) -> str:
         DataError: an image cannot be found.
     """
     try:
-        stats = [(sample.path.name, sample.path.stat()) for sample in dataset.train]
+        paths = [sample.path for sample in (*dataset.train, *dataset.validation)]
+        stats = [(path.relative_to(dataset.root).as_posix(), path.stat()) for path in paths]
     except OSError as error:
         raise DataError(f"cannot read image {error.filename}: {error.strerror}") from error
     images = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
@@ -166,7 +167,7 @@ def fit_many(
         for product in products:
             try:
                 dataset = open_dataset(order.root / product)
-                largest = max(largest, len(dataset.train) + len(dataset.test))
+                largest = max(largest, len(dataset.train) + len(dataset.validation) + len(dataset.test))
                 if summary.is_done(product, stamp_of(order, dataset)):
                     continue
             except DataError:  # is told when its turn comes
