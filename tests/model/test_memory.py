@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adtr.model.memory import Memory, excess, nearest_distance
+from adtr.model.memory import POWER, Memory, excess, nearest_distance
 
 LEVELS = ((2, 4), (3, 8), (1, 16), (4, 32))
 CHANNELS, DETAILS = 10, 5
@@ -99,20 +99,20 @@ def test_what_is_remembered_exceeds_nothing() -> None:
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0, 2.5])
-def test_excesses_add_up_as_squares_do(weight: float) -> None:
+def test_excesses_add_up_by_their_powers(weight: float) -> None:
     remembering, features = filled(), tokens()
     errors = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(5)) * 3
     found = remembering(errors, features, weight)
     assert found.shape == (2, 6, 8)
     total = torch.zeros(2, 6, 8)
-    own = ((errors - 0.2) / 0.7).clamp_min(0) ** 2
+    own = ((errors - 0.2) / 0.7).clamp_min(0) ** POWER
     total += torch.nn.functional.interpolate(own[:, None], size=(6, 8), mode="bilinear")[:, 0]
     for kind in remembering.patches().values():
         points, others = kind.describe(features).flatten(0, 2), kind.patches.half().float()
         distances = torch.cdist(points, others).amin(1).view(2, 3 * kind.fold, 4 * kind.fold)
-        apart = ((distances - 0.4) / 1.5).clamp_min(0) ** 2
+        apart = ((distances - 0.4) / 1.5).clamp_min(0) ** POWER
         total += weight * torch.nn.functional.interpolate(apart[:, None], size=(6, 8), mode="bilinear")[:, 0]
-    torch.testing.assert_close(found, 0.7 * total.sqrt(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found, 0.7 * total ** (1 / POWER), rtol=1e-3, atol=1e-3)
 
 
 def test_a_stored_memory_comes_back_exactly() -> None:

@@ -7,7 +7,8 @@ details, fine features on a grid twice as fine, in which a defect of a few pixel
 
 The reconstruction's error and the kinds' distances are of different sizes, and a kind that varies much on good images
 would drown the others in a sum. So each counts by its excess, how far it lies above what is typical of good images, in
-units of how far their highest values do; and excesses add up as squares do, so that one of them is enough.
+units of how far their highest values do; and excesses are raised to a power before they are added, so that one that is
+high is enough.
 
 Shapes: B images, N = H * W tokens, C columns of a token, M patches of D channels each.
 """
@@ -28,6 +29,8 @@ DETAIL_STRIDES = (4, 8)
 """Of the levels that details are described by: coarser ones have forgotten them."""
 DETAIL_FOLD = 2
 """The details' grid is so many times as fine as the tokens'."""
+POWER = 1.5
+"""To which excesses are raised: 1 is their sum, infinity their maximum."""
 
 
 class Patches(nn.Module):
@@ -122,7 +125,7 @@ class Memory(nn.Module):
         Args:
             errors: s(u) of Eq. 3, (B, H, W).
             features: standardised, with details, (B, N, C).
-            weight: of the square of each kind's excess beside that of the errors.
+            weight: of each kind's excess, raised to `POWER`, beside that of the errors.
 
         Returns:
             (B, h, w) float32 of `map_size`; 0 where nothing exceeds what is typical.
@@ -130,10 +133,10 @@ class Memory(nn.Module):
         if not torch.compiler.is_exporting() and features.device.type == "cpu" and len(features) > 1:
             pairs = zip(errors.split(1), features.split(1), strict=True)  # the products of one image stay in the caches
             return torch.cat([self(*pair, weight) for pair in pairs])
-        squares = [excess(errors, self.typical).square()]
-        squares += [weight * kind(features).square() for kind in self.patches().values()]
-        total = torch.stack([self._resize(square) for square in squares]).sum(dim=0)
-        return self.typical[1] * total.sqrt()
+        parts = [excess(errors, self.typical) ** POWER]
+        parts += [weight * kind(features) ** POWER for kind in self.patches().values()]
+        total = torch.stack([self._resize(part) for part in parts]).sum(dim=0)
+        return self.typical[1] * total ** (1 / POWER)
 
     def _resize(self, maps: Tensor) -> Tensor:
         if maps.shape[1:] == self.map_size:

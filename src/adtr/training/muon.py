@@ -16,7 +16,7 @@ COEFFICIENTS = (
     (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
 )
 """Of the quintic iterations, one triple for each: the first three of Polar Express (Amsel et al., 2025). They train as
-well as five Newton-Schulz iterations with the coefficients of Jordan et al. (2024), with three fifths of the products."""
+well as five Newton-Schulz iterations with the coefficients of Jordan et al. (2024), by three fifths of the products."""
 
 
 class Muon(torch.optim.Optimizer):
