@@ -18,6 +18,7 @@ from adtr.data.folder import content_hash
 from adtr.data.images import read_image, resize
 from adtr.detector import AnomalyDetector
 from adtr.errors import AdtrWarning, ConfigError, DataError, ImageError, ModelError
+from adtr.model.memory import nearest_distance
 from adtr.progress import Silent
 from adtr.store import FEATURES
 from adtr.training import loop
@@ -285,7 +286,9 @@ def test_an_image_learned_as_good_that_is_marked_now_no_longer_counts_as_good(
     def remembered(fitted: AnomalyDetector) -> float:
         network = fitted.network_
         pixels = torch.from_numpy(resize(read_image(learned), network.config.embedding.image_size))
-        return float(network.memory_distance(network.standardize(network.embedding(pixels[None]))).mean())
+        features = network.standardize(network.embedding(pixels[None]))
+        parts = network.memory.patches()["parts"]
+        return float(nearest_distance(parts.describe(features), parts.patches, parts.squares).mean())
 
     assert remembered(better) > 2 * remembered(detector)
     assert better.improvement_.with_mask == 2

@@ -167,6 +167,7 @@ def test_details_are_the_fine_levels_at_the_places_inside_each_token(lite: Embed
         fine = [functional.interpolate(m, size=(16, 16), mode="bilinear", align_corners=False) for m in levels]
         tokens = network(images)
         torch.testing.assert_close(tokens[..., :560], lite(images), rtol=1e-4, atol=1e-4)
+        assert network(images[:0]).shape == (0, 64, 848)
     literal = torch.cat(fine, dim=1)
     for row, column, y, x in np.ndindex(8, 8, 2, 2):
         found = tokens[:, row * 8 + column, 560 + 2 * y + x :: 4]

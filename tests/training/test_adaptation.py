@@ -160,7 +160,7 @@ def test_synthetic_anomalies_are_images_with_their_masks(network: ADTR, kind: st
     assert batch.labels.all()
     assert (batch.masks.sum(dim=1) > 0).all()
     assert set(batch.masks.unique().tolist()) <= {0.0, 1.0}
-    clean = network.standardize(network.embedding(torch.from_numpy(np.stack([picture(i) for i in range(8)]))))
+    clean = network.target(network.embedding(torch.from_numpy(np.stack([picture(i) for i in range(8)]))))
     nearest = torch.cdist(batch.features.flatten(1), clean.flatten(1)).amin(dim=1)
     assert (nearest > 0).all()  # none of them is a good image
 

@@ -21,8 +21,8 @@ def network() -> ADTR:
 
 def cache_of(network: ADTR, images: int = 12) -> FeatureCache:
     generator = torch.Generator().manual_seed(1)
-    own = torch.randn(images, 1, network.embedding.channels, generator=generator)
-    return FeatureCache.of((own + torch.randn(images, 64, network.embedding.channels, generator=generator)).half())
+    own = torch.randn(images, 1, network.embedding.columns, generator=generator)
+    return FeatureCache.of((own + torch.randn(images, 64, network.embedding.columns, generator=generator)).half())
 
 
 def test_whitened_distances_are_those_of_ledoit_and_wolf() -> None:

@@ -106,7 +106,9 @@ class Embedding(nn.Module):
         maps = [_resize(level, (height, width)) for level in levels]
         if self._fine:
             fine = [_resize(levels[i], (DETAIL_FOLD * height, DETAIL_FOLD * width)) for i in self._fine]
-            maps.append(functional.pixel_unshuffle(torch.cat(fine, dim=1), DETAIL_FOLD))
+            # `pixel_unshuffle`, which of no images at all would make the wrong shape.
+            places = torch.cat(fine, dim=1).unflatten(3, (width, DETAIL_FOLD)).unflatten(2, (height, DETAIL_FOLD))
+            maps.append(places.permute(0, 1, 3, 5, 2, 4).flatten(1, 3))
         return torch.cat(maps, dim=1).flatten(2).transpose(1, 2)
 
 
