@@ -278,7 +278,7 @@ def test_a_trace_measures_good_anomalous_and_shuffled_positions(root: Path) -> N
     good = [path for path, kind in zip(subject.test, subject.types, strict=True) if kind == "good"]
     pixels = torch.from_numpy(np.stack([image.pixels for image in load_images(good, (64, 64))]))
     with torch.no_grad():
-        features = network.standardize(network.embedding(pixels))
+        features = network.target(network.embedding(pixels))
         difference = features - network.reconstruction(features)
         turned = features.flip(1) - network.reconstruction(features.flip(1))
     mean = features.mean(dim=(0, 1))

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adtr.model.memory import POWER, Memory, excess, nearest_distance
+from adtr.model.memory import POWER, SHARES, Memory, excess, nearest_distance
 
 LEVELS = ((2, 4), (3, 8), (1, 16), (4, 32))
 CHANNELS, DETAILS = 10, 5
@@ -107,11 +107,13 @@ def test_excesses_add_up_by_their_powers(weight: float) -> None:
     total = torch.zeros(2, 6, 8)
     own = ((errors - 0.2) / 0.7).clamp_min(0) ** POWER
     total += torch.nn.functional.interpolate(own[:, None], size=(6, 8), mode="bilinear")[:, 0]
-    for kind in remembering.patches().values():
+    for name, kind in remembering.patches().items():
         points, others = kind.describe(features).flatten(0, 2), kind.patches.half().float()
         distances = torch.cdist(points, others).amin(1).view(2, 3 * kind.fold, 4 * kind.fold)
         apart = ((distances - 0.4) / 1.5).clamp_min(0) ** POWER
-        total += weight * torch.nn.functional.interpolate(apart[:, None], size=(6, 8), mode="bilinear")[:, 0]
+        total += (
+            weight * SHARES[name] * torch.nn.functional.interpolate(apart[:, None], size=(6, 8), mode="bilinear")[:, 0]
+        )
     torch.testing.assert_close(found, 0.7 * total ** (1 / POWER), rtol=1e-3, atol=1e-3)
 
 

@@ -31,6 +31,8 @@ DETAIL_FOLD = 2
 """The details' grid is so many times as fine as the tokens'."""
 POWER = 1.5
 """To which excesses are raised: 1 is their sum, infinity their maximum."""
+SHARES = {"parts": 1.0, "details": 0.8}
+"""What the kinds count."""
 
 
 class Patches(nn.Module):
@@ -134,7 +136,7 @@ class Memory(nn.Module):
             pairs = zip(errors.split(1), features.split(1), strict=True)  # the products of one image stay in the caches
             return torch.cat([self(*pair, weight) for pair in pairs])
         parts = [excess(errors, self.typical) ** POWER]
-        parts += [weight * kind(features) ** POWER for kind in self.patches().values()]
+        parts += [weight * SHARES[name] * kind(features) ** POWER for name, kind in self.patches().items()]
         total = torch.stack([self._resize(part) for part in parts]).sum(dim=0)
         return self.typical[1] * total ** (1 / POWER)
 
