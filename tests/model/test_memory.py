@@ -80,6 +80,18 @@ def test_the_nearest_distance_is_that_of_the_literal_search(points: int, dims: i
     np.testing.assert_allclose(found, literal, rtol=1e-4, atol=1e-4)
 
 
+def test_a_rounded_search_does_not_round_the_distance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    points, others = torch.randn(3, 7, 20, generator=generator), torch.randn(90, 20, generator=generator)
+    squares = others.square().sum(-1)
+    exact = nearest_distance(points, others, squares)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = nearest_distance(points, others, squares)
+    assert exact.shape == rounded.shape == (3, 7)
+    assert rounded.dtype == torch.float32
+    assert torch.isclose(exact, rounded, rtol=1e-5).float().mean() > 0.8  # another neighbour may be found, as near
+
+
 def test_an_excess_is_0_at_what_is_typical_and_1_at_the_highest_of_good_images() -> None:
     values = torch.tensor([0.0, 2.0, 3.5, 5.0, 8.0])
     assert excess(values, torch.tensor([2.0, 3.0])).tolist() == [0, 0, 0.5, 1, 2]

@@ -198,12 +198,17 @@ def channels_of(levels: Sequence[tuple[int, int]], strides: Sequence[int]) -> Te
 def nearest_distance(points: Tensor, others: Tensor, squares: Tensor) -> Tensor:
     """Euclidean distance of points (..., D) to the nearest of others (M, D), (...) float32.
 
-    The search may be rounded, in bf16 say; the distance to what it found is not.
+    Where the search is rounded, in bf16 or in an exported file of half precision, the distance to what it found is
+    computed anew; in float32 the smallest of all is it, at less than half the time.
 
     Args:
         points: whose distances are asked for.
         others: among which the nearest is sought.
         squares: their squared norms, (M,).
     """
+    if not torch.is_autocast_enabled(points.device.type) and not torch.compiler.is_exporting():
+        rows = points.flatten(0, -2)
+        smallest = torch.addmm(squares, rows, others.T, alpha=-2).amin(-1) + rows.square().sum(-1)
+        return smallest.clamp_min(0).sqrt().unflatten(0, points.shape[:-1])
     nearest = (squares - 2 * (points @ others.T).float()).argmin(-1)
     return torch.linalg.vector_norm(points - others[nearest], dim=-1)
