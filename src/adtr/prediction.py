@@ -30,7 +30,7 @@ class Prediction:
     size: Size
     """Height and width of the image, pixels."""
     score_map: NDArray[np.float32] = field(repr=False)
-    """s(u) of Eq. 3 on the token grid, (h, w)."""
+    """s(u) of Eq. 3 on the token grid, (h, w), or with a memory's details on a grid twice as fine."""
     path: Path | None = None
     """Where the image came from, if from a file."""
 

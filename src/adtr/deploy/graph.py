@@ -28,7 +28,7 @@ class Outputs(NamedTuple):
     mask: Tensor
     """Marked pixels, (B, H, W) bool."""
     score_map: Tensor
-    """s(u) on the token grid, (B, h, w)."""
+    """s(u), (B, h, w); see `adtr.model.network.Comparison.maps`."""
 
 
 class DetectorGraph(nn.Module):
