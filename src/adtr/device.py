@@ -56,7 +56,6 @@ def choose_precision(name: str, device: torch.device) -> str:
     return "bf16" if has_fast_bf16(device) else "fp32"
 
 
-@cache
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices in hardware."""
     if device.type == "cuda":
