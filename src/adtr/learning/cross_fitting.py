@@ -117,8 +117,7 @@ def cross_fit(
     images = len(cache)
     assert 2 <= folds <= images
     fold_of = np.random.default_rng(config.seed).permutation(images) % folds
-    scores: NDArray[np.float32] = np.empty(images, np.float32)
-    maps: list[NDArray[np.float32]] = [scores] * images
+    rows, scores, maps = [], [], []
     for fold in range(folds):
         judged = np.flatnonzero(fold_of == fold)
         other = copy.deepcopy(network)
@@ -133,7 +132,9 @@ def cross_fit(
             progress=progress,
             fabric=fabric,
         )
-        scores[judged], of_fold = score_cached(other, cache, torch.from_numpy(judged), fabric)
-        for i, score_map in zip(judged, of_fold, strict=True):
-            maps[i] = score_map
-    return scores, np.stack(maps)
+        of_fold = score_cached(other, cache, torch.from_numpy(judged), fabric)
+        rows.append(judged)
+        scores.append(of_fold[0])
+        maps.append(of_fold[1])
+    order = np.argsort(np.concatenate(rows))
+    return np.concatenate(scores)[order], np.concatenate(maps)[order]
