@@ -16,7 +16,7 @@ COEFFICIENTS = (
     (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
 )
 """Of the quintic iterations, one triple for each: the first three of Polar Express (Amsel et al., 2025). After 60 steps
-the loss is that of five iterations with Jordan's coefficients (2024), by three fifths of the products; see recipe.md."""
+the loss is that of five iterations with Jordan's coefficients (2024), by three fifths of the products (recipe.md)."""
 
 
 class Muon(torch.optim.Optimizer):
