@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adtr.data.folder import GOOD, GOOD_NAMES
 from adtr.data.images import decode_mask, read_mask
+from adtr.data.lazy import Lazy
 from adtr.errors import DataError, ImageError
 
 LABELS = ("label", "labels", "defect_type", "anomaly")
@@ -26,7 +27,7 @@ def is_dataset(images: object) -> bool:
     return isinstance(images, known)
 
 
-class DatasetImages(Sequence[object]):
+class DatasetImages(Lazy[object]):
     """The encoded images of a data set, which are read when they are asked for.
 
     The image column is the one named `image`, or else the only one with the feature `Image` that is no mask.
@@ -66,15 +67,9 @@ class DatasetImages(Sequence[object]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    @overload
-    def __getitem__(self, index: int) -> object: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[object]: ...
-    def __getitem__(self, index: int | slice) -> object:
-        """One image, or several: the file's bytes, or its path where the table only names it."""
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return _encoded(self.rows[int(index)][self.image]) or b""
+    def item(self, index: int) -> object:
+        """One image: the file's bytes, or its path where the table only names it."""
+        return _encoded(self.rows[index][self.image]) or b""
 
     def types(self) -> list[str | None]:
         """The defect type of each image, "good" for the good ones, None where a row has no label.

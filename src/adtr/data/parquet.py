@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from adtr.data.lazy import Lazy
 from adtr.errors import ConfigError, DataError
 
 
-class ParquetImages(Sequence[bytes]):
+class ParquetImages(Lazy[bytes]):
     """The encoded images of a parquet file.
 
     Args:
@@ -40,15 +40,9 @@ class ParquetImages(Sequence[bytes]):
     def __len__(self) -> int:
         return len(self._column)
 
-    @overload
-    def __getitem__(self, index: int) -> bytes: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[bytes]: ...
-    def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
-        """One image, or several; a missing one is empty."""
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return self._column[int(index)].as_py() or b""
+    def item(self, index: int) -> bytes:
+        """One image; a missing one is empty."""
+        return self._column[index].as_py() or b""
 
 
 def parquet_column(path: Path, name: str) -> NDArray[Any]:

@@ -4,13 +4,13 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from adtr.data.datasets import DatasetImages, good_images, is_dataset
 from adtr.data.folder import GOOD, VALIDATION, Dataset, content_hash, list_images, open_dataset
+from adtr.data.lazy import Lazy
 from adtr.data.loading import LoadedImage
 from adtr.errors import AdtrError, DataError
 
@@ -43,7 +43,7 @@ def as_sources(images: object) -> Sequence[object]:
     return sources
 
 
-class GoodSources(Sequence[object]):
+class GoodSources(Lazy[object]):
     """Good images: those that train, then those that somebody chose to set the thresholds; read when asked for.
 
     Args:
@@ -66,19 +66,12 @@ class GoodSources(Sequence[object]):
     def __len__(self) -> int:
         return len(self.training) + len(self.held_out or ())
 
-    @overload
-    def __getitem__(self, index: int) -> object: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[object]: ...
-    def __getitem__(self, index: int | slice) -> object:
-        """One image, or several."""
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        i = range(len(self))[index]
-        if i < len(self.training):
-            return self.training[i]
+    def item(self, index: int) -> object:
+        """One image."""
+        if index < len(self.training):
+            return self.training[index]
         assert self.held_out is not None
-        return self.held_out[i - len(self.training)]
+        return self.held_out[index - len(self.training)]
 
     def chosen(self, indices: Sequence[int] | None = None) -> list[int] | None:
         """The places of the chosen ones among all images, or among those of `indices`; None where they are drawn."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from adtr.data.cifar import CLASSES, SIDE, Cifar10, open_cifar10
 from adtr.data.folder import GOOD, open_dataset, subfolders
 from adtr.data.images import read_image, read_mask, resize
+from adtr.data.lazy import Lazy
 from adtr.data.sources import external_sources
 from adtr.errors import DataError
 from adtr.experiments.plans import Data
@@ -54,7 +54,7 @@ class Subject:
         return [*good, *sorted(int(i) for i in drawn)]
 
 
-class InCifarSize(Sequence[object]):
+class InCifarSize(Lazy[object]):
     """Images of an irrelevant data set at CIFAR-10's own size, 32 x 32, which makes them no sharper than its images.
 
     Args:
@@ -70,14 +70,9 @@ class InCifarSize(Sequence[object]):
     def __len__(self) -> int:
         return len(self._images)
 
-    @overload
-    def __getitem__(self, place: int) -> object: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[object]: ...
-    def __getitem__(self, place: int | slice) -> object:
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
-        return resize(read_image(self._images[place]), (SIDE, SIDE))
+    def item(self, index: int) -> object:
+        """One image, (SIDE, SIDE, 3) uint8."""
+        return resize(read_image(self._images[index]), (SIDE, SIDE))
 
 
 class Subjects:
