@@ -30,7 +30,10 @@ def scores(predictions: list[Prediction]) -> list[float]:
 
 
 def assert_same_verdicts(first: list[Prediction], second: list[Prediction], tolerance: float = 0) -> None:
-    """The tolerance is relative to the scores: sums in another order differ in the last bits of a float32."""
+    """The tolerance is relative to the scores: sums in another order differ in the last bits of a float32.
+
+    Distances to the memory are small differences of large squares, so that those bits reach their fifth digit.
+    """
     for a, b in zip(first, second, strict=True):
         assert a.score == pytest.approx(b.score, rel=tolerance, abs=0)
         assert a.path == b.path
@@ -271,7 +274,7 @@ def test_without_standardisation_features_stay_the_backbones_own(dataset: Path) 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
 def test_verdicts_do_not_depend_on_the_batch_size(detector: AnomalyDetector, dataset: Path, batch_size: int) -> None:
     assert_same_verdicts(
-        detector.predict(paths(dataset), batch_size=batch_size), detector.predict(paths(dataset)), tolerance=1e-5
+        detector.predict(paths(dataset), batch_size=batch_size), detector.predict(paths(dataset)), tolerance=1e-4
     )
 
 
@@ -281,7 +284,7 @@ def test_verdicts_do_not_depend_on_the_neighbours(detector: AnomalyDetector, dat
     alone = detector.predict(first)[0]
     for neighbours in (others, [noise] * 3, [noise * 0]):
         np.testing.assert_allclose(
-            detector.predict([first, *neighbours])[0].score_map, alone.score_map, rtol=1e-5, atol=0
+            detector.predict([first, *neighbours])[0].score_map, alone.score_map, rtol=1e-4, atol=1e-4 * alone.score
         )
 
 
@@ -289,7 +292,7 @@ def test_images_in_another_order_give_verdicts_in_that_order(detector: AnomalyDe
     images = paths(dataset)
     order = np.random.default_rng(0).permutation(len(images))
     predictions = detector.predict(images)
-    assert_same_verdicts(detector.predict([images[i] for i in order]), [predictions[i] for i in order], tolerance=1e-5)
+    assert_same_verdicts(detector.predict([images[i] for i in order]), [predictions[i] for i in order], tolerance=1e-4)
     assert [p.path for p in predictions] == images
 
 
