@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adtr.model.memory import POWER, SHARES, Memory, excess, nearest_distance
+from adtr.model.memory import POWER, SHARES, Memory, excess, lift, nearest_distance
 
 LEVELS = ((2, 4), (3, 8), (1, 16), (4, 32))
 CHANNELS, DETAILS = 10, 5
@@ -42,9 +42,9 @@ def literal_mean_around(places: np.ndarray) -> np.ndarray:
 
 
 def test_parts_are_made_of_the_middle_levels_or_of_all_where_there_is_none() -> None:
-    assert memory().patches()["parts"].columns.tolist() == [2, 3, 4, 5]
+    assert memory().patches()["parts"].columns == range(2, 6)
     without = Memory(((2, 4), (3, 32)), 0, (3, 4), 5)
-    assert without.patches()["parts"].columns.tolist() == [0, 1, 2, 3, 4]
+    assert without.patches()["parts"].columns == range(5)
     assert list(without.patches()) == ["parts"]
     assert without.map_size == (3, 4)
     assert memory().map_size == (6, 8)
@@ -66,7 +66,7 @@ def test_a_detail_is_the_weighted_mean_around_a_place_inside_a_token() -> None:
         places = np.zeros((6, 8, DETAILS), np.float32)
         for y, x, channel in np.ndindex(*places.shape):
             token = features[image, (y // 2) * 4 + x // 2]
-            places[y, x, channel] = token[CHANNELS + 4 * channel + 2 * (y % 2) + x % 2]
+            places[y, x, channel] = token[CHANNELS + (2 * (y % 2) + x % 2) * DETAILS + channel]
         np.testing.assert_allclose(described[image], literal_mean_around(places), rtol=1e-5, atol=1e-6)
 
 
@@ -76,17 +76,17 @@ def test_the_nearest_distance_is_that_of_the_literal_search(points: int, dims: i
     rng = np.random.default_rng(seed)
     a, b = rng.normal(size=(points, dims)), rng.normal(size=(others, dims))
     literal = [min(math.dist(p, q) for q in b) for p in a]
-    found = nearest_distance(torch.tensor(a), torch.tensor(b), torch.tensor((b**2).sum(-1)))
+    found = nearest_distance(torch.tensor(a), torch.tensor(b), lift(torch.tensor(b)))
     np.testing.assert_allclose(found, literal, rtol=1e-4, atol=1e-4)
 
 
 def test_a_rounded_search_does_not_round_the_distance() -> None:
     generator = torch.Generator().manual_seed(0)
     points, others = torch.randn(3, 7, 20, generator=generator), torch.randn(90, 20, generator=generator)
-    squares = others.square().sum(-1)
-    exact = nearest_distance(points, others, squares)
+    lifted = lift(others)
+    exact = nearest_distance(points, others, lifted)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = nearest_distance(points, others, squares)
+        rounded = nearest_distance(points, others, lifted)
     assert exact.shape == rounded.shape == (3, 7)
     assert rounded.dtype == torch.float32
     assert torch.isclose(exact, rounded, rtol=1e-5).float().mean() > 0.8  # another neighbour may be found, as near

@@ -91,7 +91,7 @@ class Embedding(nn.Module):
 
         Returns:
             f, (B, N, C) float32: row-major positions of the grid, channels of the levels from fine to coarse; then, up
-            to `columns`, the details.
+            to `columns`, the details, one place after the other.
         """
         if images.device.type == "cpu" and len(images) > CPU_CHUNK:
             return torch.cat([self(chunk) for chunk in images.split(CPU_CHUNK)])
@@ -106,14 +106,15 @@ class Embedding(nn.Module):
         maps = [_resize(level, (height, width)) for level in levels]
         if self._fine:
             fine = [_resize(levels[i], (DETAIL_FOLD * height, DETAIL_FOLD * width)) for i in self._fine]
-            # `pixel_unshuffle`, which of no images at all would make the wrong shape.
-            places = torch.cat(fine, dim=1).unflatten(3, (width, DETAIL_FOLD)).unflatten(2, (height, DETAIL_FOLD))
-            maps.append(places.permute(0, 1, 3, 5, 2, 4).flatten(1, 3))
-        return torch.cat(maps, dim=1).flatten(2).transpose(1, 2)
+            places = torch.cat(fine, dim=-1).unflatten(2, (width, DETAIL_FOLD)).unflatten(1, (height, DETAIL_FOLD))
+            maps.append(places.transpose(2, 3).flatten(3))
+        return torch.cat([tokens.flatten(1, 2) for tokens in maps], dim=-1)
 
 
 def _resize(level: Tensor, size: Size) -> Tensor:
-    return functional.interpolate(level.float(), size=size, mode="bilinear", align_corners=False)
+    """(B, C, h, w) to (B, *size, C)."""
+    resized = functional.interpolate(level.float(), size=size, mode="bilinear", align_corners=False)
+    return resized.permute(0, 2, 3, 1)
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:

@@ -39,7 +39,7 @@ class Mahalanobis(nn.Module):
 
     def __init__(self, levels: Sequence[tuple[int, int]]) -> None:
         super().__init__()
-        chosen = channels_of(levels, STRIDES)
+        chosen = torch.tensor(channels_of(levels, STRIDES))
         if len(chosen) > CHANNELS:
             chosen = chosen[torch.linspace(0, len(chosen) - 1, CHANNELS).round().long()]
         self.register_buffer("channels", chosen, persistent=False)

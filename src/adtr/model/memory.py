@@ -39,25 +39,23 @@ class Patches(nn.Module):
     """Remembered patches of one kind.
 
     Args:
-        columns: which of a token's columns they are made of, (fold * fold * D,).
+        columns: which of a token's columns they are made of, fold * fold * D.
         grid: height and width of the token grid.
-        fold: places of these patches in each direction of a token; its columns are those of `pixel_unshuffle`.
+        fold: places of these patches in each direction of a token; its columns are of one place after the other.
     """
 
-    columns: Tensor
     patches: Tensor
     """Of good images, (M, D); empty until something is remembered."""
-    squares: Tensor
-    """Their squared norms, (M,), which every search needs."""
+    lifted: Tensor
+    """-2 p and p p^T of each, (M, D + 1); see `lift`."""
     typical: Tensor
     """Distance, and by how much the highest distance of a good image exceeds it, (2,)."""
 
-    def __init__(self, columns: Tensor, grid: Size, fold: int = 1) -> None:
+    def __init__(self, columns: range, grid: Size, fold: int = 1) -> None:
         super().__init__()
-        self.grid, self.fold = grid, fold
-        self.register_buffer("columns", columns, persistent=False)
+        self.columns, self.grid, self.fold = columns, grid, fold
         self.register_buffer("patches", torch.zeros(0, len(columns) // fold**2))
-        self.register_buffer("squares", torch.zeros(0), persistent=False)
+        self.register_buffer("lifted", lift(self.patches), persistent=False)
         self.register_buffer("typical", torch.tensor([0.0, 1.0]))
 
     def describe(self, features: Tensor) -> Tensor:
@@ -66,19 +64,24 @@ class Patches(nn.Module):
         A patch is the mean over 3x3 places with the weights 1, 2, 1 each way. What lies outside the image counts as 0,
         so that places at the border, of whose surroundings less is seen, differ less.
         """
-        maps = features[..., self.columns].transpose(1, 2).unflatten(-1, self.grid)
-        maps = functional.pixel_shuffle(maps, self.fold)
-        around = functional.avg_pool2d(functional.avg_pool2d(maps, 2, stride=1, padding=1), 2, stride=1)
-        return around.permute(0, 2, 3, 1)
+        own = features[..., self.columns.start : self.columns.stop]
+        places = own.unflatten(-1, (self.fold, self.fold, -1)).unflatten(1, self.grid)
+        maps = places.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        # Sums of shifted maps: pooling is slow where the channels come last.
+        maps = functional.pad(maps, (0, 0, 1, 1, 1, 1))
+        maps = maps[:, :-1] + maps[:, 1:]
+        maps = maps[:, :-1] + maps[:, 1:]
+        maps = maps[:, :, :-1] + maps[:, :, 1:]
+        return (maps[:, :, :-1] + maps[:, :, 1:]) / 16
 
     def forward(self, features: Tensor) -> Tensor:
         """The excess of distances to the nearest patches: (B, N, C) to (B, fold * H, fold * W)."""
-        return excess(nearest_distance(self.describe(features), self.patches, self.squares), self.typical)
+        return excess(nearest_distance(self.describe(features), self.patches, self.lifted), self.typical)
 
     def fill(self, patches: Tensor, typical: Tensor) -> None:
         """Remember these, (M, D), in the precision in which they are stored; `typical` is (2,)."""
         self.patches = patches.half().to(self.patches)
-        self.squares = self.patches.square().sum(-1)
+        self.lifted = lift(self.patches)
         self.typical = typical.to(self.typical)
 
 
@@ -102,7 +105,7 @@ class Memory(nn.Module):
         self.kinds = nn.ModuleDict({"parts": Patches(channels_of(levels, STRIDES), grid)})
         if details:
             first = sum(channels for channels, _ in levels)
-            columns = torch.arange(first, first + details * DETAIL_FOLD**2)
+            columns = range(first, first + details * DETAIL_FOLD**2)
             self.kinds["details"] = Patches(columns, grid, DETAIL_FOLD)
         self.register_buffer("typical", torch.tensor([0.0, 1.0]))
 
@@ -184,18 +187,23 @@ def excess(values: Tensor, typical: Tensor) -> Tensor:
     return ((values - typical[0]) / typical[1]).clamp_min(0)
 
 
-def channels_of(levels: Sequence[tuple[int, int]], strides: Sequence[int]) -> Tensor:
-    """Places among all channels of those of the levels with such strides; of all levels where none has one.
+def channels_of(levels: Sequence[tuple[int, int]], strides: Sequence[int]) -> range:
+    """Those of the levels with such strides among all channels; all where none has one.
 
     Args:
-        levels: channels and stride of each.
-        strides: wanted.
+        levels: channels and stride of each, from fine to coarse.
+        strides: wanted, without a gap.
     """
-    wanted = torch.tensor([stride in strides for channels, stride in levels for _ in range(channels)])
-    return wanted.nonzero().flatten() if wanted.any() else torch.arange(len(wanted))
+    wanted = [stride in strides for channels, stride in levels for _ in range(channels)]
+    return range(wanted.index(True), len(wanted) - wanted[::-1].index(True)) if any(wanted) else range(len(wanted))
 
 
-def nearest_distance(points: Tensor, others: Tensor, squares: Tensor) -> Tensor:
+def lift(others: Tensor) -> Tensor:
+    """(M, D) to (M, D + 1), whose products with a point (D,) and a 1 are its squared distances, less its own square."""
+    return torch.cat([-2 * others, others.square().sum(-1, keepdim=True)], dim=-1)
+
+
+def nearest_distance(points: Tensor, others: Tensor, lifted: Tensor) -> Tensor:
     """Euclidean distance of points (..., D) to the nearest of others (M, D), (...) float32.
 
     Where the search is rounded, in bf16 or in an exported file of half precision, the distance to what it found is
@@ -204,11 +212,11 @@ def nearest_distance(points: Tensor, others: Tensor, squares: Tensor) -> Tensor:
     Args:
         points: whose distances are asked for.
         others: among which the nearest is sought.
-        squares: their squared norms, (M,).
+        lifted: the same; see `lift`.
     """
     if not torch.is_autocast_enabled(points.device.type) and not torch.compiler.is_exporting():
         rows = points.flatten(0, -2)
-        smallest = torch.addmm(squares, rows, others.T, alpha=-2).amin(-1) + rows.square().sum(-1)
+        smallest = (functional.pad(rows, (0, 1), value=1) @ lifted.T).amin(-1) + rows.square().sum(-1)
         return smallest.clamp_min(0).sqrt().unflatten(0, points.shape[:-1])
-    nearest = (squares - 2 * (points @ others.T).float()).argmin(-1)
+    nearest = (lifted[:, -1] - 2 * (points @ others.T).float()).argmin(-1)
     return torch.linalg.vector_norm(points - others[nearest], dim=-1)

@@ -55,7 +55,7 @@ def remember(network: ADTR, cache: FeatureCache, index: Tensor, seed: int) -> No
         for name, kind in memory.patches().items():
             others = owners[name] != row.to(owners[name].device)
             if others.any():
-                patches = kind.patches[others], kind.squares[others]
+                patches = kind.patches[others], kind.lifted[others]
                 distances[name].append(nearest_distance(kind.describe(features), *patches))
     memory.typical = _typical(errors).to(memory.typical)
     for name, kind in memory.patches().items():
