@@ -37,9 +37,10 @@ def main() -> None:
     options = made.parse_args()
     overrides = dict(item.split("=", 1) for item in options.set)
     results = []
-    for name, seed, budget in product(options.datasets, options.seeds, options.budgets or [None]):
+    for name, budget, seed in product(options.datasets, options.budgets or [None], options.seeds):
         folder = dataset_folder(options.data, name)
-        schedule = {} if budget is None else {"max_steps": steps_within(budget, folder, options.preset, overrides)}
+        if seed == options.seeds[0]:
+            schedule = {} if budget is None else {"max_steps": steps_within(budget, folder, options.preset, overrides)}
         detector = AnomalyDetector(options.preset, seed=seed, **{**overrides, **schedule})
         started = time.perf_counter()
         detector.fit(folder)

@@ -1,11 +1,15 @@
 """Throughput: training, feature extraction and prediction against the matrix-product ceiling of the same run.
 
+The ceiling is measured after each of several rounds of training, since the pace of a shared machine changes within
+seconds; figures are the medians of the rounds.
+
 Training is counted in FLOP: 2 for each multiply-add of the products in a forward pass, three times that for a step.
 Muon's own products are work too, but not the network's: they are shown apart.
 """
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -23,6 +27,8 @@ from adtr.training.batches import GoodImages
 from adtr.training.feature_cache import FeatureCache
 from adtr.training.loop import train
 from common import matrix_ceiling, median_seconds, parser, peak_memory, table, write
+
+ROUNDS = 5
 
 
 def reconstruction_flops(config: Config, channels: int) -> float:
@@ -58,22 +64,25 @@ def training(config: Config, steps: int) -> dict[str, object]:
     device = torch.device("cpu")
     keep_freed_memory()
     train(network, data, config.override(max_steps=3).training, device=device)
-    record = train(network, data, config.training, device=device)
-    images = record.steps * config.training.batch_size
-    flops = 3 * reconstruction_flops(config, network.embedding.channels) * images / record.seconds
-    newton_schulz = muon_flops(network) * record.steps / record.seconds if config.training.optimizer == "muon" else 0.0
-    ceilings = {name: matrix_ceiling(name) for name in ("bfloat16", "float32")}
-    ceiling = ceilings["bfloat16" if record.precision == "bf16" else "float32"]
+    flops = 3 * reconstruction_flops(config, network.embedding.channels) * config.training.batch_size
+    extra = muon_flops(network) if config.training.optimizer == "muon" else 0.0
+    paces, ceilings = [], []
+    for _ in range(ROUNDS):
+        record = train(network, data, config.training, device=device)
+        paces.append(record.steps / record.seconds)
+        ceilings.append(matrix_ceiling("bfloat16" if record.precision == "bf16" else "float32"))
+    shares = [flops * pace / ceiling for pace, ceiling in zip(paces, ceilings, strict=True)]
+    pace = statistics.median(paces)
     return {
         "grid": f"{height}x{width}",
         "batch": config.training.batch_size,
         "optimizer": config.training.optimizer,
         "precision": record.precision,
-        "images/s": images / record.seconds,
-        "GFLOP/s": flops / 1e9,
-        "ceiling, GFLOP/s": ceiling / 1e9,
-        "share of ceiling": flops / ceiling,
-        "with Muon's products": (flops + newton_schulz) / ceiling,
+        "images/s": config.training.batch_size * pace,
+        "GFLOP/s": flops * pace / 1e9,
+        "ceiling, GFLOP/s": statistics.median(ceilings) / 1e9,
+        "share of ceiling": statistics.median(shares),
+        "with Muon's products": statistics.median(shares) * (1 + extra / flops),
         "peak memory, MiB": peak_memory(),
     }
 
