@@ -1,13 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from adtr.config import EmbeddingConfig
 from adtr.errors import ConfigError
-from adtr.model.backbones import create_backbone
-from adtr.model.embedding import CPU_CHUNK, Embedding, fold_batch_norm
+from adtr.model.embedding import CPU_CHUNK, Embedding
 
 
 def embedding(weights: str | None = None, **values: object) -> Embedding:
@@ -119,35 +118,6 @@ def test_backbones_with_channels_last_levels() -> None:
 def test_an_image_size_that_the_backbone_refuses_is_one_line() -> None:
     with pytest.raises(ConfigError, match=r"^backbone swin_tiny_patch4_window7_224 cannot take images of 64x64: .*$"):
         embedding("random", backbone="swin_tiny_patch4_window7_224")
-
-
-@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18", "mobilenetv3_small_100"])
-def test_folded_batch_norms_change_nothing_but_their_number(name: str) -> None:
-    network = create_backbone(name, "random").network
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):  # as after training: neither 0 nor 1
-            module.running_mean.uniform_(-0.5, 0.5)
-            module.running_var.uniform_(0.5, 2)
-    folded = fold_batch_norm(network)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
-    images = torch.rand(2, 3, 96, 64, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        for ours, original in zip(folded(images), network(images), strict=True):
-            torch.testing.assert_close(ours, original, rtol=1e-3, atol=1e-3 * float(original.abs().max()))
-
-
-def test_a_network_that_runs_in_another_order_is_not_folded() -> None:
-    class Reversed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.convolution, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
-            self.norm.running_mean.fill_(2.0)
-
-        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-            return [self.convolution(self.norm(x))]
-
-    network = Reversed().eval()
-    assert fold_batch_norm(network) is network
 
 
 def test_a_large_batch_is_the_same_as_single_images(lite: Embedding) -> None:

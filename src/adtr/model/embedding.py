@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Iterator
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from adtr.config import EmbeddingConfig
 from adtr.errors import ConfigError
 from adtr.model.backbones import create_backbone
+from adtr.model.folding import fold
 from adtr.model.memory import DETAIL_FOLD, DETAIL_STRIDES
 from adtr.model.variants import create_patches
 from adtr.settings import Size
@@ -46,7 +43,7 @@ class Embedding(nn.Module):
             backbone = create_backbone(config.backbone, weights, levels=config.levels)
         self.weights = backbone.network.state_dict()
         """The backbone's weights as they were loaded, before anything is folded or rounded."""
-        self.backbone = fold_batch_norm(backbone.network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.backbone = fold(backbone.network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.channels = sum(backbone.channels)
         """C, of the features f."""
         self.levels = tuple(zip(backbone.channels, backbone.strides, strict=True))
@@ -115,32 +112,3 @@ def _resize(level: Tensor, size: Size) -> Tensor:
     """(B, C, h, w) to (B, *size, C)."""
     resized = functional.interpolate(level.float(), size=size, mode="bilinear", align_corners=False)
     return resized.permute(0, 2, 3, 1)
-
-
-def fold_batch_norm(network: nn.Module) -> nn.Module:
-    """The same frozen network with each batch normalisation folded into the convolution before it.
-
-    Modules do not tell in which order they run. So the folded network is compared with the original one, which is
-    returned where they differ.
-    """
-    folded = copy.deepcopy(network)
-    for module in folded.modules():
-        children = list(module.named_children())
-        for (_, convolution), (name, norm) in pairwise(children):
-            if isinstance(norm, nn.BatchNorm2d) and isinstance(convolution, nn.Conv2d):
-                fused = fuse_conv_bn_eval(convolution, norm)
-                convolution.weight, convolution.bias = fused.weight, fused.bias
-                setattr(module, name, getattr(norm, "act", nn.Identity()))
-    probe = torch.linspace(-2, 2, 3 * 64 * 64).view(1, 3, 64, 64)
-    with torch.no_grad():
-        try:
-            same = all(
-                torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.std())) for a, b in _pairs(network, folded, probe)
-            )
-        except (RuntimeError, AssertionError, TypeError, ValueError):
-            same = False
-    return folded if same else network
-
-
-def _pairs(network: nn.Module, folded: nn.Module, probe: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(network(probe), folded(probe), strict=True)
