@@ -354,7 +354,7 @@ def test_a_batch_of_the_improvement_counts_its_good_images(quick: Config) -> Non
 def test_whoever_gives_epochs_of_the_improvement_means_epochs(quick: Config, name: str) -> None:
     assert quick.improvement.improve_max_steps == 200
     assert quick.override(**{name: 3}).improvement_training().max_steps == 0
-    assert quick.override(**{name: 3}).training.max_steps == 300
+    assert quick.override(**{name: 3}).training.max_steps == 150
 
 
 ALIASES = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
