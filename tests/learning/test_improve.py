@@ -288,7 +288,7 @@ def test_an_image_learned_as_good_that_is_marked_now_no_longer_counts_as_good(
         pixels = torch.from_numpy(resize(read_image(learned), network.config.embedding.image_size))
         features = network.standardize(network.embedding(pixels[None]))
         parts = network.memory.patches()["parts"]
-        return float(nearest_distance(parts.describe(features), parts.patches, parts.squares).mean())
+        return float(nearest_distance(parts.describe(features), parts.patches, parts.lifted).mean())
 
     assert remembered(better) > 2 * remembered(detector)
     assert better.improvement_.with_mask == 2
