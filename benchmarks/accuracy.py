@@ -37,30 +37,30 @@ def main() -> None:
     options = made.parse_args()
     overrides = dict(item.split("=", 1) for item in options.set)
     results = []
-    for name, budget, seed in product(options.datasets, options.budgets or [None], options.seeds):
+    for name, budget in product(options.datasets, options.budgets or [None]):
         folder = dataset_folder(options.data, name)
-        if seed == options.seeds[0]:
-            schedule = {} if budget is None else {"max_steps": steps_within(budget, folder, options.preset, overrides)}
-        detector = AnomalyDetector(options.preset, seed=seed, **{**overrides, **schedule})
-        started = time.perf_counter()
-        detector.fit(folder)
-        fit_seconds = time.perf_counter() - started
-        started = time.perf_counter()
-        metrics = detector.evaluate(folder)
-        results.append(
-            {
-                "dataset": name,
-                "seed": seed,
-                "budget": budget,
-                "fit_seconds": fit_seconds,
-                "evaluate_seconds": time.perf_counter() - started,
-                **{key: getattr(metrics, key) for key in METRICS},
-                "per_type": metrics.to_dict()["per_type"],
-                "loss": detector.metadata_["training"]["losses"][-1],
-                "steps": detector.metadata_["training"]["steps"],
-            }
-        )
-        print({key: value for key, value in results[-1].items() if key != "per_type"}, flush=True)
+        schedule = {} if budget is None else {"max_steps": steps_within(budget, folder, options.preset, overrides)}
+        for seed in options.seeds:
+            detector = AnomalyDetector(options.preset, seed=seed, **{**overrides, **schedule})
+            started = time.perf_counter()
+            detector.fit(folder)
+            fit_seconds = time.perf_counter() - started
+            started = time.perf_counter()
+            metrics = detector.evaluate(folder)
+            results.append(
+                {
+                    "dataset": name,
+                    "seed": seed,
+                    "budget": budget,
+                    "fit_seconds": fit_seconds,
+                    "evaluate_seconds": time.perf_counter() - started,
+                    **{key: getattr(metrics, key) for key in METRICS},
+                    "per_type": metrics.to_dict()["per_type"],
+                    "loss": detector.metadata_["training"]["losses"][-1],
+                    "steps": detector.metadata_["training"]["steps"],
+                }
+            )
+            print({key: value for key, value in results[-1].items() if key != "per_type"}, flush=True)
     rows = []
     for name, budget in product(options.datasets, options.budgets or [None]):
         runs = [result for result in results if result["dataset"] == name and result["budget"] == budget]
