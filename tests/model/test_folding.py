@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -47,13 +49,15 @@ def test_one_pass_is_the_convolution_and_its_activation(
         convolution = kind(6, 12, kernel, stride, padding=kernel // 2, groups=groups, bias=bias)
         for parameter in convolution.parameters():
             nn.init.normal_(parameter, std=2.0, generator=generator)
-        images = torch.randn(2, 6, 10, 9, generator=generator).contiguous(memory_format=torch.channels_last)
-        with torch.no_grad():
-            expected = activation()(convolution(images))
-            found = Convolution(convolution, activation()).to(dtype)(images.to(dtype))
-        assert found.dtype == dtype
-        tolerance = 1e-5 if dtype is torch.float32 else 0.05
-        torch.testing.assert_close(found.float(), expected, rtol=tolerance, atol=tolerance * 10)
+        one = Convolution(convolution, activation())
+        for size in ((10, 9), (7, 12)):
+            images = torch.randn(2, 6, *size, generator=generator).contiguous(memory_format=torch.channels_last)
+            with torch.no_grad():
+                expected = activation()(one.float().convolution(images))
+                found = one.to(dtype)(images.to(dtype))
+            assert found.dtype == dtype
+            tolerance = 1e-5 if dtype is torch.float32 else 0.05
+            torch.testing.assert_close(found.float(), expected, rtol=tolerance, atol=tolerance * 10)
 
 
 def test_one_pass_is_what_runs() -> None:
@@ -67,3 +71,23 @@ def test_one_pass_is_what_runs() -> None:
     differentiable = one(images.requires_grad_())  # which the one pass is not
     differentiable.sum().backward()
     assert images.grad is not None
+
+
+def test_what_was_prepared_is_not_used_for_other_weights_or_another_size() -> None:
+    same = import_timm().layers.Conv2dSame(3, 4, 3, 2)
+    one = Convolution(same, nn.ReLU())
+    small, large = torch.randn(1, 3, 8, 8), torch.randn(1, 3, 9, 13)
+    with torch.no_grad():
+        for images in (small, large, small):
+            torch.testing.assert_close(one(images), same(images).relu(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            one.bfloat16()(small.bfloat16()).float(), same.float()(small).relu(), rtol=0.05, atol=0.05
+        )
+
+
+def test_one_that_has_run_can_be_copied() -> None:
+    one, images = Convolution(nn.Conv2d(3, 4, 3), nn.ReLU()), torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        expected = one(images)
+        assert torch.equal(copy.deepcopy(one)(images), expected)
+        assert torch.equal(one(images), expected)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from adtr.model.backbones import import_timm
@@ -26,12 +28,23 @@ class Convolution(nn.Module):
 
     def __init__(self, convolution: nn.Conv2d, activation: nn.Module) -> None:
         super().__init__()
-        layers = import_timm().layers
         self.convolution, self.activation = convolution, activation
-        self._pad_same = layers.pad_same if type(convolution) is layers.Conv2dSame else None
-        known = type(convolution) in (nn.Conv2d, layers.Conv2dSame) and convolution.padding_mode == "zeros"
-        known = known and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-        self._one_pass = ONE_PASS.get(type(activation)) if known else None
+        self._pads_same = type(convolution) is import_timm().layers.Conv2dSame
+        self._one_pass = ONE_PASS.get(type(activation)) if self._has_one_pass() else None
+        self._prepared: dict[tuple[int, int], tuple[Tensor, tuple[int, ...]]] = {}
+
+    def _has_one_pass(self) -> bool:
+        own, operations = self.convolution, ("_convolution_pointwise", "_reorder_convolution_weight")
+        plain = self._pads_same or (type(own) is nn.Conv2d and not isinstance(own.padding, str))
+        plain = plain and own.padding_mode == "zeros" and own.dilation == (1, 1)
+        return plain and torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, o) for o in operations)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_prepared": {}}  # oneDNN's own layout cannot be copied
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Convolution:
+        self._prepared.clear()  # the weights change their type or place
+        return super()._apply(fn, recurse)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) to (B, D, H, W)."""
@@ -39,13 +52,31 @@ class Convolution(nn.Module):
         if self._one_pass is None or x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_exporting():
             activated: Tensor = self.activation(own(x))
             return activated
-        padding = own.padding
-        if self._pad_same is not None:
-            x, padding = self._pad_same(x, own.kernel_size, own.stride, own.dilation), (0, 0)
-        name, arguments = self._one_pass
+        size = (x.shape[2], x.shape[3])
+        if size not in self._prepared:
+            self._prepared[size] = self._prepare(x)
+        weight, padding = self._prepared[size]
         sizes = (padding, own.stride, own.dilation, own.groups)
-        result: Tensor = torch.ops.mkldnn._convolution_pointwise(x, own.weight, own.bias, *sizes, name, arguments, "")  # noqa: SLF001 - what torch.compile calls
+        result: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, own.bias, *sizes, *self._one_pass, "")  # noqa: SLF001 - what torch.compile calls
         return result
+
+    def _prepare(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """Weights in oneDNN's own layout, and a padding that is the same on both sides.
+
+        "Same" padding may take one row or column more after the image than before it. A kernel with a row or column of
+        zeros before its own makes both alike, and gives the same numbers; padding by a copy of the image would take
+        longer than the convolution itself.
+        """
+        own = self.convolution
+        weight, padding = own.weight.detach(), own.padding
+        assert not isinstance(padding, str)
+        if self._pads_same:
+            both = zip(x.shape[2:], own.kernel_size, own.stride, own.dilation, strict=True)
+            height, width = (import_timm().layers.get_same_padding(*one) for one in both)
+            weight = functional.pad(weight, (width % 2, 0, height % 2, 0))
+            padding = ((height + 1) // 2, (width + 1) // 2)
+        sizes = (padding, own.stride, own.dilation, own.groups)
+        return torch.ops.mkldnn._reorder_convolution_weight(weight, *sizes, x.shape), padding  # noqa: SLF001
 
 
 def fold(network: nn.Module) -> nn.Module:

@@ -28,8 +28,10 @@ class Mahalanobis(nn.Module):
         levels: channels and stride of each; those with a stride in `STRIDES` are described, all where none has one.
     """
 
-    channels: Tensor
-    """Which of the features' channels are described."""
+    span: slice
+    """Channels of the levels that are described."""
+    chosen: Tensor
+    """Which of them."""
     mean: Tensor
     """Of good images' descriptions, (D,)."""
     whitening: Tensor
@@ -39,10 +41,12 @@ class Mahalanobis(nn.Module):
 
     def __init__(self, levels: Sequence[tuple[int, int]]) -> None:
         super().__init__()
-        chosen = torch.tensor(channels_of(levels, STRIDES))
+        wanted = channels_of(levels, STRIDES)
+        self.span = slice(wanted.start, wanted.stop)
+        chosen = torch.arange(len(wanted))
         if len(chosen) > CHANNELS:
-            chosen = chosen[torch.linspace(0, len(chosen) - 1, CHANNELS).round().long()]
-        self.register_buffer("channels", chosen, persistent=False)
+            chosen = torch.linspace(0, len(chosen) - 1, CHANNELS).round().long()
+        self.register_buffer("chosen", chosen, persistent=False)
         self.register_buffer("mean", torch.zeros(2 * len(chosen)))
         self.register_buffer("whitening", torch.zeros(2 * len(chosen), 0))
         self.register_buffer("scale", torch.ones(()))
@@ -54,9 +58,10 @@ class Mahalanobis(nn.Module):
 
     def describe(self, features: Tensor) -> Tensor:
         """Mean and standard deviation of each described channel over the image: (B, N, C) to (B, D) float32."""
-        own = features[..., self.channels].float()
+        own = features[..., self.span].float()
         mean = own.mean(dim=1, keepdim=True)
-        return torch.cat((mean.squeeze(1), (own - mean).square().mean(dim=1).sqrt()), dim=-1)
+        deviation = (own - mean).square().mean(dim=1).sqrt()
+        return torch.cat((mean.squeeze(1)[:, self.chosen], deviation[:, self.chosen]), dim=-1)
 
     def forward(self, features: Tensor) -> Tensor:
         """Distance of images, (B, N, C), from good ones, in units of the image score, (B,)."""
