@@ -2,7 +2,8 @@
 
 Same images, same decoding and resizing, same packaged EfficientNet-Lite2 weights, same metrics code, raw scores; what
 trains takes as many steps as adtr. Prediction is timed from files to scores and maps, adtr's at the images' own size,
-the others' as anomalib makes them; no metric is computed meanwhile. anomalib lives in an environment of its own:
+the others' as anomalib makes them; no metric is computed meanwhile, and the methods take turns, since the pace of a
+shared machine changes within minutes. anomalib lives in an environment of its own:
 
     python3 -m venv peers-env
     peers-env/bin/pip install -c constraints.txt anomalib==2.7.0 .
@@ -14,9 +15,10 @@ the others' as anomalib makes them; no metric is computed meanwhile. anomalib li
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -59,7 +61,16 @@ def _as_uint8(images: Tensor) -> Tensor:
 METHODS: dict[str, Callable[[Bench], Scorer]] = {**PEERS, "nearest neighbour 1 %": nearest_neighbour}
 
 
-def run_peer(method: str, subject: Subject, seed: int) -> dict[str, object]:
+@dataclass(frozen=True)
+class Fitted:
+    """A method after training, and how to predict all test images with it."""
+
+    metrics: Metrics
+    fit_seconds: float
+    predict: Callable[[], None]
+
+
+def fit_peer(method: str, subject: Subject, seed: int) -> Fitted:
     config = load_preset("quick").override(seed=seed)
     torch.manual_seed(seed)
     started = time.perf_counter()
@@ -72,10 +83,10 @@ def run_peer(method: str, subject: Subject, seed: int) -> dict[str, object]:
             for images, _ in bench.images(subject.test):
                 scorer(images)
 
-    return _row(method, seed, judge(scorer, subject, bench), seconds, len(subject.test) / fastest(predict))
+    return Fitted(judge(scorer, subject, bench), seconds, predict)
 
 
-def run_adtr(subject: Subject, seed: int, overrides: dict[str, str]) -> dict[str, object]:
+def fit_adtr(subject: Subject, seed: int, overrides: dict[str, str]) -> Fitted:
     started = time.perf_counter()
     detector = AnomalyDetector(seed=seed, **overrides).fit(subject.train)
     seconds = time.perf_counter() - started
@@ -84,23 +95,37 @@ def run_adtr(subject: Subject, seed: int, overrides: dict[str, str]) -> dict[str
         for prediction, _ in detector.stream(subject.test):
             assert prediction.anomaly_map.shape == prediction.size
 
-    metrics = detector.evaluate(subject.root)
-    return _row("adtr", seed, metrics, seconds, len(subject.test) / fastest(predict))
+    return Fitted(detector.evaluate(subject.root), seconds, predict)
 
 
-def fastest(function: Callable[[], None]) -> float:
-    """Seconds of the fastest of `ROUNDS` calls; the pace of a shared machine changes within seconds."""
-    times = []
+def in_turns(calls: dict[str, Callable[[], None]]) -> dict[str, float]:
+    """Median seconds of each call over `ROUNDS` rounds, in each of which every one has its turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(ROUNDS):
-        started = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - started)
-    return min(times)
+        for name, call in calls.items():
+            started = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def _row(method: str, seed: int, metrics: Metrics, seconds: float, rate: float) -> dict[str, object]:
-    values = {key: getattr(metrics, key) for key in ("image_auroc", "pixel_auroc", "aupro")}
-    return {"method": method, "seed": seed, **values, "fit_seconds": seconds, "images_per_second": rate}
+def run(
+    subject: Subject, methods: Sequence[str], seed: int, overrides: dict[str, str]
+) -> dict[str, dict[str, float | None]]:
+    """Each method's figures on one data set."""
+    fitted = {}
+    for method in methods:
+        fitted[method] = fit_adtr(subject, seed, overrides) if method == "adtr" else fit_peer(method, subject, seed)
+        print(f"{method} fitted in {fitted[method].fit_seconds:.0f} s", flush=True)
+    seconds = in_turns({method: one.predict for method, one in fitted.items()})
+    return {
+        method: {
+            **{key: getattr(one.metrics, key) for key in ("image_auroc", "pixel_auroc", "aupro")},
+            "fit_seconds": one.fit_seconds,
+            "images_per_second": len(subject.test) / seconds[method],
+        }
+        for method, one in fitted.items()
+    }
 
 
 def arguments() -> argparse.Namespace:
@@ -116,35 +141,32 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     import_timm()  # before anomalib, which would fail where torchvision and torch are of different builds
-    results, rows = [], []
+    overrides = dict(item.split("=", 1) for item in options.set)
+    methods = []
+    for method in options.methods:
+        if method in PEERS and (reason := why_not(method, load_preset("quick"))):
+            print(f"not run: {method} {reason}", flush=True)
+        else:
+            methods.append(method)
+    results: list[dict[str, object]] = []
+    rows = []
     for name in options.datasets:
         subjects = Subjects("mvtec", dataset_folder(options.data, name))
         subject = subjects.open(subjects.names[0])
         if options.limit and options.limit < len(subject.train):
             chosen = np.random.default_rng(0).permutation(len(subject.train))[: options.limit]
             subject = replace(subject, train=[subject.train[i] for i in np.sort(chosen)])
-        for method in options.methods:
-            if method in PEERS and (reason := why_not(method, load_preset("quick"))):
-                print(f"not run: {method} {reason}", flush=True)
-                continue
-            runs = []
-            for seed in options.seeds:
-                adtr = method == "adtr"
-                overrides = dict(item.split("=", 1) for item in options.set)
-                run = run_adtr(subject, seed, overrides) if adtr else run_peer(method, subject, seed)
-                runs.append(run)
-                results.append({"dataset": name, **run})
-                print(results[-1], flush=True)
-            keys = ("image_auroc", "pixel_auroc", "aupro", "fit_seconds", "images_per_second")
-            rows.append(
-                {
-                    "data": name,
-                    "trained on": len(subject.train),
-                    "method": method,
-                    **{key: spread([r[key] for r in runs]) if runs[0][key] is not None else "-" for key in keys},
-                }
-            )
-    write(options.output, "peers", results, table(rows))
+        runs = []
+        for seed in options.seeds:
+            runs.append(run(subject, methods, seed, overrides))
+            results += [{"dataset": name, "method": method, "seed": seed, **one} for method, one in runs[-1].items()]
+            print(table(results[-len(runs[-1]) :]), flush=True)
+        for method in methods:
+            row: dict[str, object] = {"data": name, "trained on": len(subject.train), "method": method}
+            for key, value in runs[0][method].items():
+                row[key] = "-" if value is None else spread([one[method][key] for one in runs])
+            rows.append(row)
+        write(options.output, "peers", results, table(rows))
 
 
 if __name__ == "__main__":
