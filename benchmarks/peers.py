@@ -163,8 +163,9 @@ def main() -> None:
             print(table(results[-len(runs[-1]) :]), flush=True)
         for method in methods:
             row: dict[str, object] = {"data": name, "trained on": len(subject.train), "method": method}
-            for key, value in runs[0][method].items():
-                row[key] = "-" if value is None else spread([one[method][key] for one in runs])
+            for key in runs[0][method]:
+                values = [value for one in runs if (value := one[method][key]) is not None]
+                row[key] = spread(values) if values else "-"
             rows.append(row)
         write(options.output, "peers", results, table(rows))
 

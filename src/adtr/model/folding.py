@@ -46,6 +46,10 @@ class Convolution(nn.Module):
         self._prepared.clear()  # the weights change their type or place
         return super()._apply(fn, recurse)
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - nn.Module's own
+        self._prepared.clear()
+        super()._load_from_state_dict(*args, **kwargs)
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) to (B, D, H, W)."""
         own = self.convolution
