@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import itertools
 import json
 import os
 import signal
@@ -13,7 +14,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import httpx
@@ -189,6 +192,47 @@ def test_watch_goes_on_where_it_was_killed(model: Path, tmp_path: Path, good_png
         "b.png",
     ]
     assert (output / "anomalous/b.png").is_symlink()
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Of signals, as they were before."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.skipif(sys.platform == "win32", reason="alarms")
+def test_watch_stops_wherever_the_signal_meets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("adtr.watching.FolderWatch.look", lambda *_, **__: iter(()))
+    (tmp_path / "in").mkdir()
+
+    def fail(*_: object) -> None:
+        raise AssertionError("it did not stop")
+
+    signal.signal(signal.SIGALRM, fail)
+    for lines in range(40):
+        countdown = itertools.count(lines, -1)
+
+        def trace(frame: FrameType, event: str, argument: object, countdown: Iterator[int] = countdown) -> object:  # noqa: ARG001
+            if event == "line" and next(countdown) == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return trace
+
+        models = SimpleNamespace(look=partial(sys.settrace, trace), get=lambda _: SimpleNamespace(detector=None))
+        monkeypatch.setattr("adtr.serve.models.Models", lambda *_, models=models: models)
+        signal.setitimer(signal.ITIMER_REAL, 20)
+        with pytest.raises(SystemExit) as stop:
+            main(["watch", str(tmp_path / "in"), "-m", "model", "-o", str(tmp_path / "out"), "--interval", "0.05"])
+        sys.settrace(None)
+        assert stop.value.code == 0
+        assert capsys.readouterr().err.endswith("stopped after 0 images\n")
 
 
 def test_watch_tells_mistakes(run: Run, model: Path, tmp_path: Path) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
-import threading
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Literal
 
 import click
@@ -78,19 +79,21 @@ def command(
         return detector
 
     models = Models({"model": model}, load)
-    stop = threading.Event()
+    # Not an Event: a signal whose handler sets one may interrupt its `wait` where both want the same lock.
+    told: SimpleQueue[int] = SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda number, _: told.put(number))
     say(f"watching {folder}; results go to {output / 'results.jsonl'}", quiet=quiet)
     counts: Counter[str] = Counter()
-    while not stop.is_set():
+    while told.empty():
         models.look()
         loaded = models.get("model")
         assert loaded is not None
-        for row in watch.look(loaded.detector, stop=stop.is_set):
+        for row in watch.look(loaded.detector, stop=lambda: not told.empty()):
             counts[row.get("verdict", "unreadable")] += 1
             if not quiet:
                 click.echo(json.dumps(row, ensure_ascii=False))
-        stop.wait(interval)
+        with suppress(Empty):
+            told.put(told.get(timeout=interval))
     found = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
     say(f"stopped after {counts.total()} images{f': {found}' if found else ''}", quiet=quiet)
