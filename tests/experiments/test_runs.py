@@ -96,7 +96,7 @@ def test_an_output_holds_one_experiment_with_one_configuration(
     assert {(r["category"], r["row"]) for r in lines(output)} == {("zebra", "Last-layer"), ("zebra", "Multi-scale")}
     capsys.readouterr()
     assert experiment("ablation-levels", *shared, "--alpha", "0.1") == 2
-    assert "with alpha 0.003, not 0.1; choose another --output" in capsys.readouterr().err
+    assert "with alpha 0.01, not 0.1; choose another --output" in capsys.readouterr().err
     assert experiment("mvtec", *shared) == 2
     assert "holds results of ablation-levels" in capsys.readouterr().err
 
