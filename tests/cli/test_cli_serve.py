@@ -196,17 +196,17 @@ def test_watch_goes_on_where_it_was_killed(model: Path, tmp_path: Path, good_png
 
 @pytest.fixture
 def handlers() -> Iterator[None]:
-    """Of signals, as they were before."""
+    """Of signals, as they were before; no trace and no alarm is left."""
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
     before = [signal.getsignal(number) for number in numbers]
     yield
+    sys.settrace(None)
     signal.setitimer(signal.ITIMER_REAL, 0)
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
 
 
 @pytest.mark.usefixtures("handlers")
-@pytest.mark.skipif(sys.platform == "win32", reason="alarms")
 def test_watch_stops_wherever_the_signal_meets_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
