@@ -44,7 +44,8 @@ class Estimator:
         # One after the other: `epochs` given now lifts a `max_steps` that was given, or copied, before.
         config = load_preset(preset).override(**self._overrides).override(**params)
         overrides = {**self._overrides, **params}
-        for limit in {"max_steps", "improve_max_steps"} & overrides.keys():
+        # What is given now is handed back as the very object, for scikit-learn compares by identity.
+        for limit in ({"max_steps", "improve_max_steps"} & overrides.keys()) - params.keys():
             overrides[limit] = config.flat()[limit]
         self.config = config
         self.preset, self.device, self.backbone_weights, self._overrides = preset, device, weights, overrides
