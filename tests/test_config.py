@@ -346,15 +346,15 @@ def test_any_value_is_taken_or_refused_in_one_line(name: str, value: object) -> 
 
 def test_a_batch_of_the_improvement_counts_its_good_images(quick: Config) -> None:
     training = quick.override(batch_size=8, anomaly_share=0.25, improve_learning_rate=0.5).improvement_training()
-    assert (training.batch_size, training.learning_rate, training.max_steps) == (6, 0.5, 400)
+    assert (training.batch_size, training.learning_rate, training.max_steps) == (6, 0.5, 600)
     assert quick.override(batch_size=1).improvement_training().batch_size == 1
 
 
 @pytest.mark.parametrize("name", ["improve_epochs", "improve-epochs"])
 def test_whoever_gives_epochs_of_the_improvement_means_epochs(quick: Config, name: str) -> None:
-    assert quick.improvement.improve_max_steps == 400
+    assert quick.improvement.improve_max_steps == 600
     assert quick.override(**{name: 3}).improvement_training().max_steps == 0
-    assert quick.override(**{name: 3}).training.max_steps == 150
+    assert quick.override(**{name: 3}).training.max_steps == 300
 
 
 ALIASES = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(

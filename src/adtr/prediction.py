@@ -81,18 +81,17 @@ class Prediction:
 
 def upsample(grid: NDArray[np.float32], size: Size) -> NDArray[np.float32]:
     """Bilinear interpolation of a map (h, w) to (H, W), pixel centres aligned as in torch's `align_corners=False`."""
-    rows = _interpolation_matrix(size[0], grid.shape[0])
-    columns = _interpolation_matrix(size[1], grid.shape[1])
-    return np.ascontiguousarray(rows @ grid @ columns.T)
+    # Not as matrix products: NumPy's threads for those would take the cores from the network's.
+    low, high, share = _neighbours(size[1], grid.shape[1])
+    wide = grid[:, low] * (1 - share) + grid[:, high] * share
+    low, high, share = _neighbours(size[0], grid.shape[0])
+    enlarged = wide[low] * (1 - share)[:, None]
+    enlarged += wide[high] * share[:, None]
+    return enlarged
 
 
-def _interpolation_matrix(target: int, source: int) -> NDArray[np.float32]:
-    """(target, source): each row holds the weights of the two nearest source positions."""
+def _neighbours(target: int, source: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """The two nearest source positions of each target position, and the share of the second, 0..1."""
     position = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
     low = np.floor(position).astype(np.int64)
-    high = np.minimum(low + 1, source - 1)
-    matrix = np.zeros((target, source), np.float32)
-    rows = np.arange(target)
-    matrix[rows, low] = 1 - (position - low)
-    matrix[rows, high] += position - low
-    return matrix
+    return low, np.minimum(low + 1, source - 1), (position - low).astype(np.float32)
