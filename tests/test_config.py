@@ -210,7 +210,7 @@ def test_dashes_serve_as_underscores(quick: Config) -> None:
         ("optimizer", "adam", "unknown optimizer 'adam'; did you mean adamw?"),
         ("schedule", "onecycle", "unknown schedule 'onecycle'; did you mean one-cycle?"),
         ("precision", 32, "unknown precision '32'"),
-        ("heads", 7, "width 256 is not a multiple of heads 7"),
+        ("heads", 7, "width 128 is not a multiple of heads 7"),
         ("epoch", 3, "unknown configuration field 'epoch'; did you mean epochs?"),
         ("zzzzzz", 3, "unknown configuration field 'zzzzzz' (known: alpha, anomaly_holdout,"),
     ],

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adtr.config import ReconstructionConfig
-from adtr.model.reconstruction import DecoderLayer, EncoderLayer, MultiHeadAttention, Reconstruction
+from adtr.model.reconstruction import DecoderLayer, EncoderLayer, MultiHeadAttention, Reconstruction, attention
 
 Array = NDArray[np.float64]
 
@@ -104,6 +104,24 @@ def test_attention_on_the_gpu_is_that_on_the_cpu() -> None:
     on_cpu = layer(*inputs)
     on_gpu = layer.cuda()(*(x.cuda() for x in inputs)).cpu()
     torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-4, atol=1e-4)
+
+
+def test_firm_attention_has_no_subnormal_numbers_that_slow_products_down() -> None:
+    smallest = torch.finfo(torch.float32).tiny
+    query, key = (30 * tensor(1, 64, 16, seed=seed) for seed in (1, 2))
+    plain = (query @ key.mT / 4).softmax(-1)
+    assert ((plain > 0) & (plain < smallest)).any()  # else there would be nothing to avoid
+    query.requires_grad_()
+    weights = attention(query, key, torch.eye(64)[None])
+    assert not ((weights > 0) & (weights < smallest)).any()
+    torch.testing.assert_close(weights, plain, rtol=1e-5, atol=1e-7)
+
+    value = tensor(1, 64, 16, seed=3)
+    (gradient,) = torch.autograd.grad(attention(query, key, value).square().sum(), query)
+    exact = query.detach().double().requires_grad_()
+    mixed = (exact @ key.double().mT / 4).softmax(-1) @ value.double()
+    (literal,) = torch.autograd.grad(mixed.square().sum(), exact)
+    torch.testing.assert_close(gradient.double(), literal, rtol=1e-3, atol=1e-5 * float(literal.abs().max()))
 
 
 def test_attention_takes_one_row_of_queries_for_many_images() -> None:

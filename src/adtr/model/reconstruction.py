@@ -12,6 +12,9 @@ from torch.nn import functional
 from adtr.config import ReconstructionConfig
 from adtr.model.variants import Concatenation
 
+NEGLIGIBLE = 1e-20
+"""Attention that is none: far below what float32 can add to the rest."""
+
 
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Scaled dot-product attention, softmax(q k^T / sqrt(d)) v, on (..., N, d).
@@ -21,8 +24,12 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """
     if query.device.type != "cpu":
         return functional.scaled_dot_product_attention(query, key, value)
-    weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-    return weights.softmax(dim=-1) @ value
+    weights = ((query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)).softmax(dim=-1)
+    if not torch.compiler.is_exporting():
+        # In place, for the gradient too: a trained network ignores so firmly that a tenth of its weights are subnormal
+        # numbers, with which products take several times as long.
+        functional.threshold_(weights.data, NEGLIGIBLE, 0.0)
+    return weights @ value
 
 
 class MultiHeadAttention(nn.Module):
