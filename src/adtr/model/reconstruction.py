@@ -28,7 +28,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     if not torch.compiler.is_exporting():
         # In place, for the gradient too: a trained network ignores so firmly that a tenth of its weights are subnormal
         # numbers, with which products take several times as long.
-        functional.threshold_(weights.data, NEGLIGIBLE, 0.0)
+        torch.threshold_(weights.data, NEGLIGIBLE, 0.0)
     return weights @ value
 
 
