@@ -79,11 +79,11 @@ def test_only_the_reconstruction_learns() -> None:
     assert learning == {f"reconstruction.{name}" for name, _ in adtr.reconstruction.named_parameters()}
 
 
-@pytest.mark.parametrize(("preset", "layers"), [("quick", 1), ("paper-mvtec", 4)])
-def test_the_reconstruction_has_the_configurations_sizes(preset: str, layers: int) -> None:
+@pytest.mark.parametrize(("preset", "width", "layers"), [("quick", 128, 1), ("paper-mvtec", 256, 4)])
+def test_the_reconstruction_has_the_configurations_sizes(preset: str, width: int, layers: int) -> None:
     config = load_preset(preset).override(backbone="tf_efficientnet_lite2", image_size=64)
     reconstruction = ADTR(config, "random").reconstruction
-    assert reconstruction.query.shape == (256, 256)
+    assert reconstruction.query.shape == (256, width)
     assert reconstruction.project_in.in_features == 560
     assert (len(reconstruction.encoder), len(reconstruction.decoder)) == (layers, layers)
 
