@@ -26,8 +26,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return functional.scaled_dot_product_attention(query, key, value)
     weights = ((query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)).softmax(dim=-1)
     if not torch.compiler.is_exporting():
-        # In place, for the gradient too: a trained network ignores so firmly that a tenth of its weights are subnormal
-        # numbers, with which products take several times as long.
+        # In place, for the gradient too: a trained network ignores so firmly that many of its weights are subnormal
+        # numbers, which double the time of a training step.
         torch.threshold_(weights.data, NEGLIGIBLE, 0.0)
     return weights @ value
 
