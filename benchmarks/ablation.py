@@ -6,9 +6,13 @@ Each row is the whole of `fit` and `evaluate` with one or two fields of the conf
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
 
 from adtr import AnomalyDetector
-from common import dataset_folder, parser, spread, table, write
+from common import dataset_folder, in_processes, parser, spread, table, write
 
 CHANGES: dict[str, dict[str, object]] = {
     "quick": {},
@@ -43,30 +47,43 @@ CHANGES: dict[str, dict[str, object]] = {
 METRICS = ("image_auroc", "pixel_auroc", "aupro")
 
 
+def run(folder: Path, name: str, change: str, seed: int) -> dict[str, Any]:
+    """A fit and its evaluation."""
+    detector = AnomalyDetector(seed=seed, **CHANGES[change])
+    started = time.perf_counter()
+    detector.fit(folder)
+    seconds = time.perf_counter() - started
+    metrics = detector.evaluate(folder)
+    figures = {key: getattr(metrics, key) for key in METRICS}
+    return {"dataset": name, "change": change, "seed": seed, "fit_seconds": seconds, **figures}
+
+
 def main() -> None:
     made = parser(__doc__)
     made.add_argument("--datasets", nargs="+", default=["transistor", "magnetic_tile"])
     made.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     made.add_argument("--changes", nargs="+", default=list(CHANGES), choices=CHANGES, metavar="NAME")
+    made.add_argument("--jobs", type=int, default=1, help="fits at a time; more than 1 make their seconds meaningless")
     options = made.parse_args()
-    results: list[dict[str, object]] = []
-    rows = []
-    for name in options.datasets:
-        folder = dataset_folder(options.data, name)
-        for change in options.changes:
-            runs = []
-            for seed in options.seeds:
-                detector = AnomalyDetector(seed=seed, **CHANGES[change])
-                started = time.perf_counter()
-                detector.fit(folder)
-                seconds = time.perf_counter() - started
-                metrics = detector.evaluate(folder)
-                runs.append({"fit_seconds": seconds, **{key: getattr(metrics, key) for key in METRICS}})
-                results.append({"dataset": name, "change": change, "seed": seed, **runs[-1]})
-                print(results[-1], flush=True)
-            row: dict[str, object] = {"data": name, "change": change}
-            rows.append(row | {key: spread([run[key] for run in runs]) for key in (*METRICS, "fit_seconds")})
-            write(options.output, "ablation", results, table(rows))  # what there is so far: a whole run takes hours
+    tasks = [
+        (dataset_folder(options.data, name), name, change, seed)
+        for name, change, seed in product(options.datasets, options.changes, options.seeds)
+    ]
+    results: list[dict[str, Any]] = []
+    for result in in_processes(options.jobs, run, tasks):
+        results.append(result)
+        print(result, flush=True)
+        write(options.output, "ablation", results, table(rows(results)))  # what there is so far: it takes hours
+
+
+def rows(results: Sequence[dict[str, Any]]) -> list[dict[str, object]]:
+    """One for each change on each data set."""
+    made = []
+    for name, change in dict.fromkeys((result["dataset"], result["change"]) for result in results):
+        runs = [result for result in results if (result["dataset"], result["change"]) == (name, change)]
+        row: dict[str, object] = {"data": name, "change": change, "seeds": len(runs)}
+        made.append(row | {key: spread([run[key] for run in runs]) for key in (*METRICS, "fit_seconds")})
+    return made
 
 
 if __name__ == "__main__":

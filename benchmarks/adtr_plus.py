@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from adtr.data.images import read_mask
 from adtr.metrics import Metrics, MetricsAccumulator
 from adtr.prediction import upsample
 from adtr.training.features import EmbeddedImages, embed_images, score_cached
-from common import dataset_folder, parser, spread, table, write
+from common import dataset_folder, in_processes, parser, spread, table, write
 
 METRICS = ("image_auroc", "pixel_auroc", "aupro", "pixel_ap")
 COUNTS = (1, 3, 10)
@@ -96,6 +97,35 @@ def values(metrics: Metrics, of_type: str | None) -> dict[str, float | None]:
     return {"image_auroc": one.image_auroc, "pixel_auroc": one.pixel_auroc}
 
 
+def run(
+    folder: Path, name: str, seed: int, preset: str, wanted: list[str], overrides: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """All plans of one data set and seed."""
+    dataset = open_dataset(folder)
+    base = AnomalyDetector(preset, seed=seed).fit(dataset, keep_features=True)
+    test = TestSet.embed(dataset, base)
+    results = []
+    for what, left_out, arguments in plans(dataset, seed, wanted):
+        started = time.perf_counter()
+        better = base.improve(**arguments, **overrides)
+        seconds = time.perf_counter() - started
+        learned = {sample.path for sample in arguments["anomalies"].samples} if "anomalies" in arguments else set()
+        before, after = (values(test.evaluate(d, learned), left_out) for d in (base, better))
+        results.append(
+            {
+                "dataset": name,
+                "seed": seed,
+                "what": what,
+                "left_out": left_out,
+                "seconds": seconds,
+                "before": before,
+                "after": after,
+            }
+        )
+        print(results[-1], flush=True)
+    return results
+
+
 def main() -> None:
     made = parser(__doc__)
     made.add_argument("--datasets", nargs="+", default=["transistor", "magnetic_tile"])
@@ -103,36 +133,17 @@ def main() -> None:
     made.add_argument("--preset", default="quick")
     made.add_argument("--what", nargs="+", default=["synthetic", "pixel", "image", "transfer"])
     made.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="overrides of `improve`")
+    made.add_argument("--jobs", type=int, default=1, help="seeds at a time; more than 1 make the seconds meaningless")
     options = made.parse_args()
     overrides = {"anomaly_holdout": 0, **dict(item.split("=", 1) for item in options.set)}
-    results = []
-    for name in options.datasets:
-        dataset = open_dataset(dataset_folder(options.data, name))
-        test: TestSet | None = None
-        for seed in options.seeds:
-            base = AnomalyDetector(options.preset, seed=seed).fit(dataset, keep_features=True)
-            test = test or TestSet.embed(dataset, base)
-            for what, left_out, arguments in plans(dataset, seed, options.what):
-                started = time.perf_counter()
-                better = base.improve(**arguments, **overrides)
-                seconds = time.perf_counter() - started
-                learned = (
-                    {sample.path for sample in arguments["anomalies"].samples} if "anomalies" in arguments else set()
-                )
-                before, after = (values(test.evaluate(d, learned), left_out) for d in (base, better))
-                results.append(
-                    {
-                        "dataset": name,
-                        "seed": seed,
-                        "what": what,
-                        "left_out": left_out,
-                        "seconds": seconds,
-                        "before": before,
-                        "after": after,
-                    }
-                )
-                print(results[-1], flush=True)
-    write(options.output, "adtr-plus", results, tables(results))
+    tasks = [
+        (dataset_folder(options.data, name), name, seed, options.preset, options.what, overrides)
+        for name, seed in product(options.datasets, options.seeds)
+    ]
+    results: list[dict[str, Any]] = []
+    for done in in_processes(options.jobs, run, tasks):
+        results += done
+        write(options.output, "adtr-plus", results, tables(results))
 
 
 def tables(results: list[dict[str, Any]]) -> str:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from numpy.typing import NDArray
 
     from adtr.data.parquet import ParquetImages
+
+Result = TypeVar("Result")
 
 DATASETS = {
     "transistor": "mvtec/transistor",
@@ -68,24 +73,36 @@ def machine() -> dict[str, object]:
     }
 
 
-def matrix_ceiling(dtype_name: str, *, seconds: float = 1.0) -> float:
+def matrix_ceiling(dtype_name: str, device: torch.device, *, seconds: float = 1.0) -> float:
     """FLOP/s of a large matrix product, the best of several rounds: what the machine can do at most."""
     import torch
 
+    rows, side = (4096, 1024) if device.type == "cpu" else (8192, 8192)
     dtype = getattr(torch, dtype_name)
-    a, b = torch.randn(4096, 1024).to(dtype), torch.randn(1024, 1024).to(dtype)
-    flops = 2 * 4096 * 1024 * 1024
+    a, b = (torch.randn(length, side, device=device).to(dtype) for length in (rows, side))
     best, deadline = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < deadline:
         started = time.perf_counter()
         a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - started)
-    return flops / best
+    return 2 * rows * side * side / best
 
 
 def peak_memory() -> float:
     """Largest resident set of this process so far, MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def in_processes(jobs: int, function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]]) -> Iterator[Result]:
+    """Results of a function of a module for each tuple of arguments, as they come; of so many processes at a time."""
+    if jobs == 1:
+        yield from (function(*task) for task in tasks)
+        return
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(function, *task) for task in tasks]):
+            yield future.result()
 
 
 def median_seconds(function: Callable[[], object], *, rounds: int = 5) -> float:

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import nn
 
 from adtr import AnomalyDetector, Config, load_preset
-from adtr.device import keep_freed_memory
+from adtr.device import choose_device, has_fast_bf16, keep_freed_memory
 from adtr.model.network import ADTR
 from adtr.training import muon
 from adtr.training.batches import GoodImages
@@ -53,15 +53,14 @@ def muon_flops(network: ADTR) -> float:
     return sum(len(muon.COEFFICIENTS) * 2.0 * (2 * short**2 * long + short**3) for short, long in shapes)
 
 
-def training(config: Config, steps: int) -> dict[str, object]:
+def training(config: Config, steps: int, device: torch.device) -> dict[str, object]:
     """Images/s and FLOP/s of training steps, the optimiser included."""
     config = config.override(max_steps=steps, epochs=steps)
-    network = ADTR(config)
+    network = ADTR(config).to(device)
     height, width = config.embedding.grid_size
     cache = FeatureCache(64, height * width, network.embedding.channels)
     cache.append(torch.randn(64, height * width, network.embedding.channels))
     data = GoodImages(network, cache, torch.arange(64))
-    device = torch.device("cpu")
     keep_freed_memory()
     train(network, data, config.override(max_steps=3).training, device=device)
     flops = 3 * reconstruction_flops(config, network.embedding.channels) * config.training.batch_size
@@ -70,7 +69,7 @@ def training(config: Config, steps: int) -> dict[str, object]:
     for _ in range(ROUNDS):
         record = train(network, data, config.training, device=device)
         paces.append(record.steps / record.seconds)
-        ceilings.append(matrix_ceiling("bfloat16" if record.precision == "bf16" else "float32"))
+        ceilings.append(matrix_ceiling("bfloat16" if record.precision == "bf16" else "float32", device))
     shares = [flops * pace / ceiling for pace, ceiling in zip(paces, ceilings, strict=True)]
     pace = statistics.median(paces)
     return {
@@ -87,7 +86,7 @@ def training(config: Config, steps: int) -> dict[str, object]:
     }
 
 
-def prediction(folder: Path, images: int, side: int) -> list[dict[str, object]]:
+def prediction(folder: Path, images: int, side: int, device: torch.device) -> list[dict[str, object]]:
     """Images/s from files and from memory, and the latency of one image."""
     rng = np.random.default_rng(0)
     smooth = [Image.fromarray(rng.integers(0, 255, (16, 16, 3), np.uint8)).resize((side, side)) for _ in range(images)]
@@ -104,7 +103,8 @@ def prediction(folder: Path, images: int, side: int) -> list[dict[str, object]]:
     latency = median_seconds(lambda: detector.predict(arrays[0]), rounds=20)
     rows.append({"what": "one image from memory", "side": side, "ms": latency * 1000})
     batch = torch.from_numpy(np.stack([np.asarray(image.resize((256, 256))) for image in smooth[:16]]))
-    seconds = median_seconds(lambda: detector.network_.embedding(batch))
+    batch = batch.to(device)
+    seconds = median_seconds(lambda: detector.network_.embedding(batch).cpu())
     rows.append({"what": "features", "images": 16, "side": 256, "images/s": 16 / seconds})
     return rows
 
@@ -114,15 +114,18 @@ def main() -> None:
     made.add_argument("--steps", type=int, default=12, help="training steps that are timed")
     made.add_argument("--images", type=int, default=100, help="images to predict")
     options = made.parse_args()
+    device = choose_device()
     quick, paper = load_preset("quick"), load_preset("paper-mvtec").override(backbone="tf_efficientnet_lite2")
-    runs = [quick, quick.override(optimizer="adamw"), paper.override(precision="bf16"), paper]
+    runs = [quick, quick.override(optimizer="adamw"), paper.override(precision="fp32")]
+    if has_fast_bf16(device):  # it would be emulated, and take minutes
+        runs.append(paper.override(precision="bf16"))
     runs += [quick.override(grid_size=grid) for grid in (8, 32)]
-    trained = [training(config, options.steps) for config in runs]
+    trained = [training(config, options.steps, device) for config in runs]
     predicted: list[dict[str, object]] = []
     for side in (256, 512, 1024):
         with tempfile.TemporaryDirectory() as name:
             started = time.perf_counter()
-            predicted += prediction(Path(name), options.images, side)
+            predicted += prediction(Path(name), options.images, side, device)
             print(f"{side} px done in {time.perf_counter() - started:.0f} s", flush=True)
     columns = {"what": "", "images": "", "side": "", "images/s": "", "ms": ""}
     markdown = f"## Training\n\n{table(trained)}\n## Prediction\n\n{table([columns | row for row in predicted])}"

@@ -15,6 +15,10 @@ from PIL import Image
 from adtr.data.images import read_image, resize
 from adtr.errors import ConfigError, ImageError, OnError
 
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+WORKERS = max(2, min(8, _CORES))
+"""Threads that decode: a fast accelerator would wait for fewer."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LoadedImage:
@@ -97,7 +101,7 @@ def load_images(
     sources: Iterable[object],
     size: tuple[int, int],
     *,
-    workers: int = 2,
+    workers: int = WORKERS,
     prefetch: int = 32,
     on_error: OnError = "raise",
     skipped: list[SkippedImage] | None = None,

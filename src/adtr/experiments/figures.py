@@ -197,7 +197,7 @@ def difference_vectors(detector: AnomalyDetector, subject: Subject, reader: Shar
     embedded, rows, truth = grid_truth(network, subject, reader)
     device, parts = network.feature_mean.device, torch.tensor(rows).split(16)
     with torch.no_grad():
-        features = (network.target(embedded.cache[part].to(device)) for part in parts)
+        features = (network.target(embedded.cache.on(device, part)) for part in parts)
         difference = torch.cat([network.difference(part).cpu() for part in features])
     scores = score_map(difference, network.config.embedding.grid_size).flatten().numpy()
     low, high = np.percentile(scores, (1, 99))

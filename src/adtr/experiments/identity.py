@@ -74,7 +74,7 @@ class Trace:
         chosen = [*_evenly(good), *_evenly(bad)]
         device = network.feature_mean.device
         truth = truth[chosen].to(device)
-        features = network.target(embedded.cache[torch.tensor([rows[i] for i in chosen])].to(device))
+        features = network.target(embedded.cache.on(device, torch.tensor([rows[i] for i in chosen])))
         normal = features[: len(_evenly(good))]
         mean = normal.mean(dim=(0, 1))
         generator = torch.Generator().manual_seed(0)

@@ -105,7 +105,7 @@ class GoodImages:
 
     def batch(self, rows: Tensor, step: int, share: slice = WHOLE) -> Batch:  # noqa: ARG002 - the step decides nothing
         """Cached features of some of the good images."""
-        features = self.cache[self.index[rows[share]]].to(self.network.feature_mean.device)
+        features = self.cache.on(self.network.feature_mean.device, self.index[rows[share]])
         return Batch.normal(self.network.target(features))
 
     def loss(self, batch: Batch, reconstructed: Tensor) -> Tensor:

@@ -93,6 +93,16 @@ class FeatureCache:
         """Features of some images, (len(index), N, C), float32."""
         return self.features[index].float()
 
+    def on(self, device: torch.device, index: Tensor) -> Tensor:
+        """Features of some images, (len(index), N, C), float32, on a device.
+
+        They travel as small as they are kept, and to CUDA without a wait for the work that is still to be done there.
+        """
+        features = self.features[index]
+        if device.type == "cuda":
+            features = features.pin_memory().to(device, non_blocking=True)
+        return features.to(device).float()
+
     def close(self) -> None:
         """Let the memory, or the file, go."""
         self.features = torch.empty(0)

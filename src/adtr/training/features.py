@@ -184,7 +184,7 @@ def score_cached(
     scores, maps = torch.zeros(len(index)), torch.zeros(len(index), *network.map_size)
     with torch.inference_mode():
         for rows in torch.arange(len(index)).split(BATCH)[rank::processes]:
-            features = cache[index[rows]].to(network.feature_mean.device)
+            features = cache.on(network.feature_mean.device, index[rows])
             comparison = network.compare(network.standardize(features))
             scores[rows] = comparison.scores.float().cpu()
             maps[rows] = comparison.maps.float().cpu()

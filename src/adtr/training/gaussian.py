@@ -42,7 +42,7 @@ def fit_gaussian(network: ADTR, cache: FeatureCache, index: Tensor, seed: int) -
     drawn = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(seed))[:IMAGES]]
     parts, scores = [], []
     for number, rows in enumerate(drawn.split(CHUNK)):
-        features = network.standardize(cache[rows].to(network.feature_mean.device))
+        features = network.standardize(cache.on(network.feature_mean.device, rows))
         parts.append(gaussian.describe(features).cpu())
         if number * CHUNK < SCALE_IMAGES:
             scores.append(network.compare(features).scores.float().cpu())

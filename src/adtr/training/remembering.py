@@ -90,7 +90,7 @@ def _typical(maps: list[Tensor]) -> Tensor:
 
 
 def _standardized(network: ADTR, cache: FeatureCache, rows: Tensor) -> Tensor:
-    return network.standardize(cache[rows].to(network.feature_mean.device))
+    return network.standardize(cache.on(network.feature_mean.device, rows))
 
 
 def farthest_points(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
