@@ -302,16 +302,26 @@ def test_auto_is_fp32_where_bf16_is_slow(cache: FeatureCache, monkeypatch: pytes
     assert_same(network, trained(cache, configuration())[0])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_training_on_the_gpu_learns_as_on_the_cpu(cache: FeatureCache, optimizer: str) -> None:
-    config = configuration(optimizer=optimizer, epochs=25)
-    _, on_cpu = trained(cache, config)
-    network = new_network(config).to("cuda")
-    on_gpu = train(network, GoodImages(network, cache, INDEX), config.training, device=torch.device("cuda"))
-    assert on_gpu.losses[0] == pytest.approx(on_cpu.losses[0], rel=0.05)
-    assert on_gpu.losses[-1] < 0.5 * on_gpu.losses[0]
-    assert network.reconstruction.query.device.type == "cuda"
+def test_long_trainings_on_cuda_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "find_spec", lambda _name: True)
+    monkeypatch.setattr(loop, "which", lambda name: name if name == "gcc" else None)
+    network, cuda, enough = torch.nn.Linear(2, 2), torch.device("cuda"), loop.COMPILE_STEPS
+    fast = loop.compiled(network, cuda, enough)
+    assert fast is not network
+    assert list(fast.parameters()) == list(network.parameters())
+    assert loop.compiled(network, cuda, enough - 1) is network
+    assert loop.compiled(network, CPU, enough) is network
+    monkeypatch.setattr(loop, "which", lambda _name: None)
+    assert loop.compiled(network, cuda, enough) is network
+
+
+def test_a_compiled_network_learns_the_same(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configuration(epochs=3)
+    plain, expected = trained(cache, config)
+    monkeypatch.setattr(loop, "compiled", lambda network, *_: torch.compile(network, backend="eager"))
+    network, record = trained(cache, config)
+    assert record.losses == pytest.approx(expected.losses, rel=1e-5)
+    assert network.reconstruction.state_dict().keys() == plain.reconstruction.state_dict().keys()
 
 
 def test_a_batch_in_several_passes_learns_the_same(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adtr.training.muon import COEFFICIENTS, Muon, orthogonalize
+from adtr.training.muon import COEFFICIENTS, MARGIN, Muon, orthogonalize
 
 JORDAN = ((3.4445, -4.7750, 2.0315),) * 5
 """Those of `torch.optim.Muon`."""
@@ -12,17 +12,26 @@ def matrices(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("shape", [(4, 16, 16), (3, 8, 32), (3, 32, 8), (1, 5, 7)])
-def test_orthogonalised_matrices_have_singular_values_near_1(shape: tuple[int, int, int]) -> None:
+def test_orthogonalised_matrices_have_singular_values_near_1(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     given = matrices(*shape)
     for coefficients, low, high in ((JORDAN, 0.5, 1.35), (COEFFICIENTS, 0.15, 1.95)):
-        result = orthogonalize(given, coefficients)
+        result = orthogonalize(given, coefficients, dtype)
         assert result.shape == shape
         values = torch.linalg.svdvals(result.float())
         before = torch.linalg.svdvals(given)
         near = before > 0.1 * before.amax(-1, keepdim=True)  # the few iterations leave the smallest where they are
         assert (values[near] > low).all()
         assert (values < high).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_a_single_direction_is_not_blown_up_by_rounding(dtype: torch.dtype) -> None:
+    given = matrices(16, 64, 1) @ matrices(16, 1, 64, seed=1)  # its one singular value is its norm
+    values = torch.linalg.svdvals(orthogonalize(given, COEFFICIENTS, dtype).float())
+    assert (values < 1.95).all()
+    assert (values[:, 0] > 0.5).all()
 
 
 @pytest.mark.parametrize("shape", [(4, 16, 16), (3, 8, 32), (3, 32, 8)])
@@ -81,7 +90,7 @@ def test_the_arithmetic_can_be_chosen(dtype: torch.dtype) -> None:
 
 def test_each_iteration_applies_its_polynomial_to_the_singular_values() -> None:
     given = matrices(1, 6, 9).double()
-    x = torch.linalg.svdvals(given) / torch.linalg.vector_norm(given)
+    x = torch.linalg.svdvals(given) / (MARGIN * torch.linalg.vector_norm(given))
     for a, b, c in COEFFICIENTS:
         x = a * x + b * x**3 + c * x**5
     found = torch.linalg.svdvals(orthogonalize(given, COEFFICIENTS, torch.float64))

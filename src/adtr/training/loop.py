@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,6 +31,10 @@ if TYPE_CHECKING:
 CPU_PASS = 8
 """Images in one forward and backward pass on a CPU, where the activations of more fall out of the caches. Larger
 batches take several passes, whose gradients add up to the batch's."""
+
+COMPILE_STEPS = 5_000
+"""From so many steps on CUDA, `torch.compile` saves more than it takes: on an H200 about 70 s, for steps of 27 ms in
+place of 46 (4 + 4 layers, batches of 16)."""
 
 CHECKPOINT_SECONDS = 20.0
 """At least this long between two checkpoints."""
@@ -101,11 +108,12 @@ def train(
         state = load_checkpoint(checkpoint, network.reconstruction, optimizers, fingerprint) or state
     if processes > 1 and len(set(exchange(fabric, state.step))) > 1:
         raise ModelError("not every machine sees the same checkpoint; let --output be on a disk that all share")
-    model, *optimizers = fabric.setup(network.reconstruction, *optimizers)
-    model.train()
-
     per_epoch = -(-len(data) // config.batch_size)
     steps = training_steps(config, per_epoch)
+    fast = compiled(network.reconstruction, device, steps - state.step)
+    model, *optimizers = fabric.setup(fast, *optimizers)
+    model.train()
+
     losses, resumed_at = list(state.losses), state.step
     total = torch.tensor(state.epoch_loss, device=device)  # of the images of this epoch so far
     order = epoch_order(len(data), config.seed, resumed_at // per_epoch)
@@ -167,6 +175,16 @@ def _observe(network: ADTR, after_step: Callable[[int], None], steps: int) -> No
     network.eval()
     after_step(steps)
     network.train()
+
+
+def compiled(network: nn.Module, device: torch.device, steps: int) -> nn.Module:
+    """A network as `torch.compile` makes it, with the same parameters, where so many steps pay for it; else itself."""
+    if device.type != "cuda" or steps < COMPILE_STEPS or find_spec("triton") is None:
+        return network
+    if not any(which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang")):  # as Triton looks for one
+        return network
+    made: nn.Module = torch.compile(network)  # type: ignore[assignment]
+    return made
 
 
 def epoch_order(images: int, seed: int, epoch: int) -> Tensor:

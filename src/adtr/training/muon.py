@@ -10,13 +10,17 @@ from torch import Tensor
 
 from adtr.device import has_fast_bf16
 
-COEFFICIENTS = (
+MARGIN = 1.01
+"""The iterations blow up singular values above 1, so all are kept below by so much as bfloat16 may round them up."""
+_POLAR_EXPRESS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
     (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
 )
-"""Of the quintic iterations, one triple for each: the first three of Polar Express (Amsel et al., 2025). After 60 steps
-the loss is that of five iterations with Jordan's coefficients (2024), by three fifths of the products (recipe.md)."""
+COEFFICIENTS = tuple((a / MARGIN, b / MARGIN**3, c / MARGIN**5) for a, b, c in _POLAR_EXPRESS)
+"""Of the quintic iterations, one triple for each: the first three of Polar Express (Amsel et al., 2025), with their
+margin. After 60 steps the loss is that of five iterations with Jordan's coefficients (2024), by three fifths of the
+products (recipe.md)."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -96,7 +100,7 @@ def orthogonalize(
     dtype = dtype or (torch.bfloat16 if has_fast_bf16(matrices.device) else torch.float32)
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = (matrices.mT if tall else matrices).to(dtype).contiguous()
-    x = x / (torch.linalg.vector_norm(x.float(), dim=(-2, -1), keepdim=True).to(x.dtype) + 1e-7)
+    x = x / (MARGIN * torch.linalg.vector_norm(x.float(), dim=(-2, -1), keepdim=True) + 1e-7).to(x.dtype)
     for a, b, c in coefficients:
         gram = x @ x.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
