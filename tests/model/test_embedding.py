@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from adtr.config import EmbeddingConfig
 from adtr.errors import ConfigError
-from adtr.model.embedding import CPU_CHUNK, Embedding
+from adtr.model.embedding import CPU_CHUNK, Embedding, pad_batch
 
 
 def embedding(weights: str | None = None, **values: object) -> Embedding:
@@ -147,3 +147,13 @@ def test_details_are_the_fine_levels_at_the_places_inside_each_token(lite: Embed
 def test_a_backbone_without_fine_levels_has_no_details() -> None:
     network = Embedding(embedding(levels="last").config, details=True)
     assert (network.details, network.columns) == (0, network.channels)
+
+
+@pytest.mark.parametrize(("count", "full"), [(1, 1), (2, 2), (3, 4), (5, 8), (16, 16), (17, 32)])
+def test_batches_are_padded_to_powers_of_two(count: int, full: int) -> None:
+    images = pictures(8, 6, count=count)
+    padded = pad_batch(images)
+    assert padded.shape == (full, 8, 6, 3)
+    assert padded.dtype == torch.uint8
+    assert torch.equal(padded[:count], images)
+    assert not padded[count:].any()

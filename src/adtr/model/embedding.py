@@ -92,7 +92,11 @@ class Embedding(nn.Module):
         """
         if images.device.type == "cpu" and len(images) > CPU_CHUNK:
             return torch.cat([self(chunk) for chunk in images.split(CPU_CHUNK)])
-        return self.tokens(images.permute(0, 3, 1, 2).float())  # channels-last in memory, as the backbone is
+        count = len(images)
+        if images.device.type == "cuda":
+            images = pad_batch(images)
+        # The permuted pixels are channels-last in memory, as the backbone is.
+        return self.tokens(images.permute(0, 3, 1, 2).float())[:count]
 
     def tokens(self, pixels: Tensor) -> Tensor:
         """Feature tokens, (B, N, columns), of pixels in 0..255, (B, 3, h, w) float32, in one pass of the backbone."""
@@ -106,6 +110,16 @@ class Embedding(nn.Module):
             places = torch.cat(fine, dim=-1).unflatten(2, (width, DETAIL_FOLD)).unflatten(1, (height, DETAIL_FOLD))
             maps.append(places.transpose(2, 3).flatten(3))
         return torch.cat([tokens.flatten(1, 2) for tokens in maps], dim=-1)
+
+
+def pad_batch(images: Tensor) -> Tensor:
+    """Black images after those of a batch (B, ...), up to a power of two.
+
+    cuDNN chooses its kernels anew for each size of a batch. On an H200 that took 9 s for two sizes and the 63
+    convolutions of EfficientNet-Lite2, so the sizes should be few.
+    """
+    full = 1 << (len(images) - 1).bit_length()
+    return torch.cat([images, images.new_zeros(full - len(images), *images.shape[1:])])
 
 
 def _resize(level: Tensor, size: Size) -> Tensor:
