@@ -97,7 +97,7 @@ def fail(message: str) -> NoReturn:
 def wait_briefly() -> None:
     """Let threads that wait for each other sleep sooner than after GNU OpenMP's 300,000 rounds.
 
-    That default is no faster on a quiet machine, and half as fast where two other programs compute (docs/recipe.md). It
+    That default is no faster on a quiet machine, and half as fast where two other programs compute (docs/engine.md). It
     is read when torch is imported, so this comes first. What the environment sets is respected.
     """
     if "OMP_WAIT_POLICY" not in os.environ:

@@ -20,7 +20,7 @@ _POLAR_EXPRESS = (
 COEFFICIENTS = tuple((a / MARGIN, b / MARGIN**3, c / MARGIN**5) for a, b, c in _POLAR_EXPRESS)
 """Of the quintic iterations, one triple for each: the first three of Polar Express (Amsel et al., 2025), with their
 margin. After 60 steps the loss is that of five iterations with Jordan's coefficients (2024), by three fifths of the
-products (recipe.md)."""
+products (docs/engine.md)."""
 
 
 class Muon(torch.optim.Optimizer):
