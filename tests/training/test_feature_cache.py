@@ -45,6 +45,7 @@ def test_float16_halves_the_memory_and_keeps_three_digits(tmp_path: Path, option
     cache = filled(rows, folder=tmp_path, **options)
     assert cache.features.dtype == torch.float16
     assert cache[INDEX].dtype == torch.float32
+    assert torch.equal(cache.on(torch.device("cpu"), INDEX), cache[INDEX])
     torch.testing.assert_close(cache[INDEX], rows[INDEX], rtol=1e-3, atol=1e-4)
 
 
