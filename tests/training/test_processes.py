@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from test_loop import CPU, IMAGES, INDEX, Cut, Ledger, configuration, new_network
 
 from adtr.detector import AnomalyDetector
+from adtr.device import has_fast_bf16
 from adtr.errors import ConfigError
 from adtr.model.network import ADTR
 from adtr.training import loop
@@ -129,11 +130,13 @@ def two(one: dict[str, Any]) -> list[dict[str, Any]]:
 def test_two_processes_have_the_losses_of_one(one: dict[str, Any], two: list[dict[str, Any]], optimizer: str) -> None:
     network, record = trained({"optimizer": optimizer})
     assert two[0][optimizer] == two[1][optimizer]  # bit for bit the same weights, too
-    assert two[0][optimizer]["losses"] == pytest.approx(record.losses, rel=RTOL)
+    # In bf16 Muon rounds what differs in the last digit to different numbers.
+    slack = 10 if optimizer == "muon" and has_fast_bf16(torch.device("cpu")) else 1
+    assert two[0][optimizer]["losses"] == pytest.approx(record.losses, rel=slack * RTOL)
     shared = load_file(one["folder"] / f"{optimizer}.safetensors")
     for name, value in network.reconstruction.state_dict().items():
         if not name.endswith("key.bias"):  # whose gradient is 0 but for rounding; see test_loop
-            torch.testing.assert_close(shared[name], value, rtol=1e-2, atol=1e-3)
+            torch.testing.assert_close(shared[name], value, rtol=1e-2, atol=slack * 1e-3)
 
 
 def test_what_the_processes_tell_one_another_arrives(two: list[dict[str, Any]]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 def reconstruction_loss(features: Tensor, reconstructed: Tensor) -> Tensor:
@@ -19,7 +20,8 @@ def reconstruction_loss(features: Tensor, reconstructed: Tensor) -> Tensor:
     Returns:
         (B,).
     """
-    return (features - reconstructed).square().sum(dim=-1).mean(dim=-1)
+    # Not as a difference and its square: this does in one pass over the tokens what those do in six.
+    return functional.mse_loss(reconstructed, features, reduction="none").sum(dim=-1).mean(dim=-1)
 
 
 def pseudo_huber(difference: Tensor) -> Tensor:

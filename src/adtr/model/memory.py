@@ -33,6 +33,10 @@ POWER = 1.5
 """To which excesses are raised: 1 is their sum, infinity their maximum."""
 SHARES = {"parts": 1.0, "details": 0.8}
 """What the kinds count."""
+BLOCK = 64
+"""The nearest is sought in blocks of so many patches."""
+PIECE = 256
+"""Places of an image that are compared at once on a CPU, where the products of more fall out of the caches."""
 
 
 class Patches(nn.Module):
@@ -47,7 +51,7 @@ class Patches(nn.Module):
     patches: Tensor
     """Of good images, (M, D); empty until something is remembered."""
     lifted: Tensor
-    """-2 p and p p^T of each, (M, D + 1); see `lift`."""
+    """-2 p and p p^T of each, in blocks; see `lift`."""
     typical: Tensor
     """Distance, and by how much the highest distance of a good image exceeds it, (2,)."""
 
@@ -199,24 +203,50 @@ def channels_of(levels: Sequence[tuple[int, int]], strides: Sequence[int]) -> ra
 
 
 def lift(others: Tensor) -> Tensor:
-    """(M, D) to (M, D + 1), whose products with a point (D,) and a 1 are its squared distances, less its own square."""
-    return torch.cat([-2 * others, others.square().sum(-1, keepdim=True)], dim=-1)
+    """(M, D) to (m, D + 2), whose products with a point (D,) and two ones are its squared distances, less its square.
+
+    What is added to a patch is its own square, in two parts, so that bfloat16 keeps it. m is M rounded up to a multiple
+    of `BLOCK`: the rows begin anew after the last.
+    """
+    squares = others.square().sum(-1, keepdim=True)
+    rounded = squares.bfloat16().to(squares)
+    lifted = torch.cat([-2 * others, rounded, squares - rounded], dim=-1)
+    return torch.cat([lifted, lifted[torch.arange(-len(others) % BLOCK) % max(1, len(others))]])
 
 
 def nearest_distance(points: Tensor, others: Tensor, lifted: Tensor) -> Tensor:
     """Euclidean distance of points (..., D) to the nearest of others (M, D), (...) float32.
 
     Where the search is rounded, in bf16 or in an exported file of half precision, the distance to what it found is
-    computed anew; in float32 the smallest of all is it, at less than half the time.
+    computed anew; in float32 the smallest of all is it.
 
     Args:
         points: whose distances are asked for.
         others: among which the nearest is sought.
         lifted: the same; see `lift`.
     """
-    if not torch.is_autocast_enabled(points.device.type) and not torch.compiler.is_exporting():
-        rows = points.flatten(0, -2)
-        smallest = (functional.pad(rows, (0, 1), value=1) @ lifted.T).amin(-1) + rows.square().sum(-1)
-        return smallest.clamp_min(0).sqrt().unflatten(0, points.shape[:-1])
-    nearest = (lifted[:, -1] - 2 * (points @ others.T).float()).argmin(-1)
-    return torch.linalg.vector_norm(points - others[nearest], dim=-1)
+    if torch.compiler.is_exporting():
+        squares = lifted[: len(others), -2:].sum(-1)
+        nearest = (squares - 2 * (points @ others.T).float()).argmin(-1)
+        return torch.linalg.vector_norm(points - others[nearest], dim=-1)
+    rows = points.flatten(0, -2)
+    lifted_rows = functional.pad(rows, (0, 2), value=1)
+    if torch.is_autocast_enabled(points.device.type):
+        distances = torch.linalg.vector_norm(rows - others[_nearest(lifted_rows @ lifted.T) % len(others)], dim=-1)
+    else:
+        pieces = lifted_rows.split(PIECE) if points.device.type == "cpu" else [lifted_rows]
+        smallest = torch.cat([(piece @ lifted.T).amin(-1) for piece in pieces])
+        distances = (smallest + rows.square().sum(-1)).clamp_min(0).sqrt()
+    return distances.unflatten(0, points.shape[:-1])
+
+
+def _nearest(products: Tensor) -> Tensor:
+    """The place of the smallest in each row of (n, m), m a multiple of `BLOCK`: (n,).
+
+    PyTorch's own `argmin` goes through rows one number at a time, at four times the cost of the product; so the
+    smallest of every `BLOCK`-th is sought first, several rows of a block abreast.
+    """
+    blocks = products.unflatten(1, (-1, BLOCK))
+    place = blocks.amin(1).argmin(-1)
+    block = blocks.gather(2, place.view(-1, 1, 1).expand(-1, blocks.shape[1], 1)).squeeze(2).argmin(-1)
+    return BLOCK * block + place

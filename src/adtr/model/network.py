@@ -87,9 +87,7 @@ class ADTR(nn.Module):
         embedding, comparison = self.config.embedding, self.config.comparison
         maps = score_map(self.difference(features), embedding.grid_size)
         if self.memory.is_filled:
-            # On a CPU the search in float32 outruns one in bf16, whose distances must be computed anew.
-            rounded = self._autocast and features.device.type != "cpu"
-            with torch.autocast(features.device.type, torch.bfloat16, enabled=rounded):
+            with torch.autocast(features.device.type, torch.bfloat16, enabled=self._autocast):
                 maps = self.memory(maps, features, comparison.memory_weight)
         scores = image_score(maps, embedding.image_size, comparison.pool_size)
         if self.mahalanobis.is_filled:

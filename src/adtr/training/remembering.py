@@ -7,7 +7,7 @@ from torch import Tensor
 
 from adtr.errors import memory_for
 from adtr.model.comparison import score_map
-from adtr.model.memory import Patches, nearest_distance
+from adtr.model.memory import Patches, lift, nearest_distance
 from adtr.model.network import ADTR
 from adtr.training.feature_cache import FeatureCache
 
@@ -55,8 +55,8 @@ def remember(network: ADTR, cache: FeatureCache, index: Tensor, seed: int) -> No
         for name, kind in memory.patches().items():
             others = owners[name] != row.to(owners[name].device)
             if others.any():
-                patches = kind.patches[others], kind.lifted[others]
-                distances[name].append(nearest_distance(kind.describe(features), *patches))
+                patches = kind.patches[others]
+                distances[name].append(nearest_distance(kind.describe(features), patches, lift(patches)))
     memory.typical = _typical(errors).to(memory.typical)
     for name, kind in memory.patches().items():
         kind.fill(kind.patches, _typical(distances[name]))
