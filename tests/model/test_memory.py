@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adtr.model.memory import POWER, SHARES, Memory, excess, lift, nearest_distance
+from adtr.model.memory import BLOCK, POWER, SHARES, Memory, excess, lift, nearest_distance
 
 LEVELS = ((2, 4), (3, 8), (1, 16), (4, 32))
 CHANNELS, DETAILS = 10, 5
@@ -80,16 +80,26 @@ def test_the_nearest_distance_is_that_of_the_literal_search(points: int, dims: i
     np.testing.assert_allclose(found, literal, rtol=1e-4, atol=1e-4)
 
 
-def test_a_rounded_search_does_not_round_the_distance() -> None:
-    generator = torch.Generator().manual_seed(0)
-    points, others = torch.randn(3, 7, 20, generator=generator), torch.randn(90, 20, generator=generator)
-    lifted = lift(others)
-    exact = nearest_distance(points, others, lifted)
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 40), st.integers(1, 3 * BLOCK), st.integers(0, 1000))
+def test_a_rounded_search_does_not_round_the_distance(points: int, dims: int, others: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    a, b = (torch.randn(rows, dims, generator=generator) for rows in (points, others))
+    exact = nearest_distance(a[None], b, lift(b))
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = nearest_distance(points, others, lifted)
-    assert exact.shape == rounded.shape == (3, 7)
+        rounded = nearest_distance(a[None], b, lift(b))
+    assert exact.shape == rounded.shape == (1, points)
     assert rounded.dtype == torch.float32
-    assert torch.isclose(exact, rounded, rtol=1e-5).float().mean() > 0.8  # another neighbour may be found, as near
+    literal = torch.linalg.vector_norm(a[:, None] - b, dim=-1)
+    assert ((rounded[0, :, None] - literal).abs().amin(-1) < 1e-4).all()  # the very distance of one of them
+    largest = max(1.0, float(b.square().sum(-1).max() + a.square().sum(-1).max()))
+    assert (rounded.square() - exact.square()).max() < 2**-6 * largest  # one as near, but for what bfloat16 tells apart
+
+
+def test_of_equal_neighbours_any_will_do() -> None:
+    others = torch.ones(BLOCK + 1, 3)  # the second block is filled up with the first's
+    with torch.autocast("cpu", torch.bfloat16):
+        assert nearest_distance(torch.zeros(2, 3), others, lift(others)) == pytest.approx(3**0.5)
 
 
 def test_an_excess_is_0_at_what_is_typical_and_1_at_the_highest_of_good_images() -> None:

@@ -4,6 +4,7 @@ import torch
 
 from adtr.config import load_preset
 from adtr.model.network import ADTR
+from adtr.training import remembering
 from adtr.training.feature_cache import FeatureCache
 from adtr.training.features import score_cached
 from adtr.training.remembering import farthest_points, remember
@@ -20,10 +21,16 @@ def literal_farthest(points: np.ndarray, first: int, count: int) -> list[int]:
     return chosen
 
 
-def test_each_chosen_point_is_the_farthest_from_those_before() -> None:
-    points = np.random.default_rng(0).normal(size=(60, 5))
-    found = farthest_points(torch.tensor(points), 12, torch.Generator().manual_seed(3)).tolist()
-    assert found == literal_farthest(points, found[0], 12)
+@pytest.mark.parametrize(("short_list", "at_once"), [(2_048, 64), (7, 64), (20, 3), (1, 1)])
+def test_each_chosen_point_is_the_farthest_from_those_before(
+    short_list: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remembering, "SHORT_LIST", short_list)
+    monkeypatch.setattr(remembering, "AT_ONCE", at_once)
+    rng = np.random.default_rng(0)
+    points = np.concatenate([rng.normal(size=(60, 5)), rng.normal(3.0, 0.1, size=(30, 5))])
+    found = farthest_points(torch.tensor(points), 40, torch.Generator().manual_seed(3)).tolist()
+    assert found == literal_farthest(points, found[0], 40)
 
 
 def test_all_points_are_taken_where_there_are_no_more() -> None:

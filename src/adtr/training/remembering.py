@@ -17,6 +17,8 @@ CANDIDATE_IMAGES = 2_000
 """Images, drawn at random, from which they come."""
 PROJECTION = 64
 """Dimensions in which candidates are compared; a random projection keeps distances nearly (Johnson-Lindenstrauss)."""
+SHORT_LIST, AT_ONCE = 2_048, 64
+"""Candidates among which the next are sought before all are looked at again, and how many of them at most."""
 SCALE_IMAGES = 40
 """Training images that tell what errors and distances are typical."""
 CHUNK = 16
@@ -96,6 +98,10 @@ def _standardized(network: ADTR, cache: FeatureCache, rows: Tensor) -> Tensor:
 def farthest_points(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Greedy k-center: each chosen point is the one farthest from those chosen before it.
 
+    Distances only shrink as points are chosen. So the next ones are sought on a short list of the farthest, as long as
+    the farthest there is farther than anyone else was, and only then are all distances brought up to date, by one
+    product for many chosen points.
+
     Args:
         points: (K, D).
         count: how many to choose; all where there are no more.
@@ -110,11 +116,33 @@ def farthest_points(points: Tensor, count: int, generator: torch.Generator) -> T
     projected = points @ projection if points.shape[1] > PROJECTION else points
     norms = projected.square().sum(dim=1)
     nearest = torch.full_like(norms, torch.inf)
-    latest = torch.randint(len(points), (1,), generator=generator).to(points.device)[0]
-    chosen = torch.empty(count, dtype=torch.int64, device=points.device)
-    for i in range(count):
-        chosen[i] = latest
-        nearest = torch.minimum(nearest, norms + norms[latest] - 2 * (projected @ projected[latest]))
+    chosen = torch.randint(len(points), (1,), generator=generator).to(points.device)
+    latest = chosen
+    while len(chosen) < count:
+        squares = norms + torch.addmm(norms[latest], projected, projected[latest].T, alpha=-2).amin(dim=1)
+        nearest = torch.minimum(nearest, squares)
         nearest[latest] = -torch.inf
-        latest = nearest.argmax()
+        farthest, listed = nearest.topk(min(SHORT_LIST, len(points)))
+        others = farthest[-1] if len(listed) < len(points) else nearest.new_tensor(-torch.inf)
+        picked = _farthest_first(projected[listed], farthest, float(others), min(AT_ONCE, count - len(chosen)))
+        latest = listed[picked]
+        chosen = torch.cat([chosen, latest])
     return chosen
+
+
+def _farthest_first(points: Tensor, nearest: Tensor, least: float, count: int) -> Tensor:
+    """The next of a greedy choice among points (K, D) of such squared distances (K,), while those are at least `least`.
+
+    Returns:
+        Their rows: at most `count`, and at least the farthest.
+    """
+    norms = points.square().sum(dim=1)
+    picked: list[Tensor] = []
+    while len(picked) < count:
+        farthest, latest = nearest.max(dim=0)
+        if picked and float(farthest) < least:
+            break
+        picked.append(latest)
+        nearest = torch.minimum(nearest, norms + norms[latest] - 2 * (points @ points[latest]))
+        nearest[latest] = -torch.inf
+    return torch.stack(picked)
