@@ -164,6 +164,14 @@ def test_the_same_seed_gives_the_same_weights(cache: FeatureCache, optimizer: st
     assert not torch.equal(first.reconstruction.query, other.reconstruction.query)
 
 
+def test_where_gradients_are_off_it_trains_all_the_same(cache: FeatureCache) -> None:
+    config = configuration(epochs=1)
+    with torch.no_grad():
+        network, _ = trained(cache, config)
+        assert not torch.is_grad_enabled()
+    assert_same(network, trained(cache, config)[0])
+
+
 def test_the_embedding_does_not_move(cache: FeatureCache) -> None:
     network, _ = trained(cache, configuration())
     untouched = new_network(configuration())

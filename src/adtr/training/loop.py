@@ -57,6 +57,7 @@ class TrainingRecord:
 
 
 @memory_for("training", lower="take a smaller --batch-size, --grid-size or --width")
+@torch.enable_grad()  # whoever fits inside `torch.no_grad` means the prediction that follows
 def train(
     network: ADTR,
     data: TrainingData,
