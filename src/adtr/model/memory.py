@@ -243,7 +243,7 @@ def nearest_distance(points: Tensor, others: Tensor, lifted: Tensor) -> Tensor:
 def _nearest(products: Tensor) -> Tensor:
     """The place of the smallest in each row of (n, m), m a multiple of `BLOCK`: (n,).
 
-    PyTorch's own `argmin` goes through rows one number at a time, at four times the cost of the product; so the
+    PyTorch's own `argmin` goes through rows one number at a time, at two to four times the cost of the product; so the
     smallest of every `BLOCK`-th is sought first, several rows of a block abreast.
     """
     blocks = products.unflatten(1, (-1, BLOCK))

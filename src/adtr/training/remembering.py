@@ -123,8 +123,7 @@ def farthest_points(points: Tensor, count: int, generator: torch.Generator) -> T
         nearest = torch.minimum(nearest, squares)
         nearest[latest] = -torch.inf
         farthest, listed = nearest.topk(min(SHORT_LIST, len(points)))
-        others = farthest[-1] if len(listed) < len(points) else nearest.new_tensor(-torch.inf)
-        picked = _farthest_first(projected[listed], farthest, float(others), min(AT_ONCE, count - len(chosen)))
+        picked = _farthest_first(projected[listed], farthest, float(farthest[-1]), min(AT_ONCE, count - len(chosen)))
         latest = listed[picked]
         chosen = torch.cat([chosen, latest])
     return chosen
